@@ -1,0 +1,96 @@
+"""fxexport: a graph-rewriting export compiler for PyTorch.
+
+``fxexport.compile(model, "out.onnx", example)`` captures a model, rewrites it with passes, lowers it, proves
+the file right against eager PyTorch, and only then puts it in place.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxexport.artifact import Artifact
+    from fxexport.capture import capture
+    from fxexport.compiler import compile
+    from fxexport.errors import (
+        CaptureError,
+        ExportError,
+        InputError,
+        LoweringError,
+        PassError,
+        PublishError,
+        ValidationError,
+        VerifyError,
+    )
+    from fxexport.lowering import lower
+    from fxexport.program import Program
+    from fxexport.rewrite import Pass, PassManager, PassResult
+    from fxexport.validation import validate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "CaptureError",
+    "ExportError",
+    "InputError",
+    "LoweringError",
+    "Pass",
+    "PassError",
+    "PassManager",
+    "PassResult",
+    "Program",
+    "PublishError",
+    "ValidationError",
+    "VerifyError",
+    "capture",
+    "compile",
+    "lower",
+    "validate",
+]
+
+# Where each public name lives. They are imported when first used: PyTorch takes seconds to import, and
+# `fxexport --help` does not need it.
+_HOMES = {
+    "artifact": ("Artifact",),
+    "capture": ("capture",),
+    "compiler": ("compile",),
+    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "lowering": ("lower",),
+    "program": ("Program",),
+    "rewrite": ("Pass", "PassManager", "PassResult"),
+    "validation": ("validate",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+class _Door(ModuleType):
+    """Keeps ``fxexport.capture`` the function, where Python would bind the package of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door
+
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+
+    def __getattr__(name: str) -> Any:
+        """A public name, or a module of the package, on first use."""
+        if name in _HOME_OF:
+            value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+            globals()[name] = value
+            return value
+        module = f"{__name__}.{name}"
+        try:
+            if not name.startswith("_"):
+                return import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,0 +1,69 @@
+"""Decisions that the model's own code took on sizes, and for which sizes they come out the same."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+from torch.utils._sympy.printers import PythonPrinter
+
+from fxexport.signature import Guard
+
+_TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
+
+
+def plain(expression: Any, labels: Mapping[sympy.Symbol, str]) -> str:
+    """A symbolic size or condition as Python over the names of the dimensions: ``2*time``, ``batch % 2 == 0``."""
+    names = {s: sympy.Symbol(labels.get(s, str(s)), integer=True) for s in expression.free_symbols}
+    text = str(PythonPrinter().doprint(expression.xreplace(names)))
+    while text.startswith("(") and text.endswith(")") and _closes_last(text):
+        text = text[1:-1]
+    return text
+
+
+def _closes_last(text: str) -> bool:
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return position == len(text) - 1
+    return False
+
+
+def size_guards(exported: ExportedProgram, labels: Mapping[sympy.Symbol, str]) -> tuple[Guard, ...]:
+    """Conditions on named sizes that lines of the user's code decided during capture, with those lines.
+
+    Conditions that PyTorch's own operators needed are left out: eager refuses sizes that break them. Conditions on
+    sizes that ranges express already (``time > 10``) are included: the place is what a reader wants to know.
+    """
+    found: dict[str, Guard] = {}
+    for guard in _recorded(exported):
+        if not guard.expr.free_symbols or not guard.expr.free_symbols <= set(labels):
+            continue
+        place = _user_place(guard.sloc)
+        text = plain(guard.expr, labels)
+        if place and text != "True":  # torch also records what it could decide without looking at sizes
+            found.setdefault(text, Guard(text, place))
+    return tuple(found.values())
+
+
+def _recorded(exported: ExportedProgram) -> list[Any]:
+    for node in exported.graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None and mode.shape_env is not None:
+            return list(mode.shape_env.guards)
+    return []
+
+
+def _user_place(location: Any) -> str:
+    """``models/net.py:12`` for the line that asked, or '' where that line is PyTorch's own."""
+    frame = location.framework_loc
+    if not isinstance(frame, traceback.FrameSummary) or frame.filename.startswith(_TORCH_ROOT):
+        return ""
+    folder, name = os.path.split(frame.filename)
+    return f"{os.path.basename(folder)}/{name}:{frame.lineno}"

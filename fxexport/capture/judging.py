@@ -1,0 +1,80 @@
+"""Running the example in eager before anything else: what it returns, whether it repeats, whether it is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fxexport.capture.birth import nan_birth
+from fxexport.capture.exporting import user_line
+from fxexport.capture.flat_model import ResultLayout
+from fxexport.capture.reference import Reference, Tensors
+from fxexport.errors import CaptureError, ExportError
+
+
+def judge_example(
+    reference: Reference, notes: list[str], allow_random: bool
+) -> tuple[Tensors, ResultLayout, list[int]]:
+    """Runs the example in eager twice: its outputs, and the outputs that are not the same each time."""
+    try:
+        first, second, layout = reference.run_twice(reference.call.tensors)
+    except ExportError:
+        raise
+    except Exception as error:
+        _raise_with_context(error)
+        raise
+    notes += [f"{path} is None: it is left out of the artifact's outputs" for path in layout.dropped]
+    notes += [f"{path} is a Python number: it becomes a 0-d tensor" for path in layout.numbers]
+    complex_outputs = [p for p, t in zip(layout.paths, first, strict=True) if t.is_complex()]
+    if complex_outputs or any(t.is_complex() for t in reference.call.tensors):
+        notes.append(f"complex tensors at the border of the model: {complex_outputs or 'inputs'}")
+    changed = [i for i, pair in enumerate(zip(first, second, strict=True)) if not _identical(*pair)]
+    if not changed:
+        return first, layout, []
+    again = reference.run(reference.call.tensors, seed=1)
+    unstable = [i for i in changed if not _identical(first[i], again[i])]
+    stateful = [layout.paths[i] for i in changed if i not in unstable]
+    if stateful:
+        kept = ", ".join(reference.updated_buffers()) or "in Python attributes"
+        notes.append(
+            f"{', '.join(stateful)} depends on earlier calls (the model keeps state: {kept}): the artifact computes the "
+            'first call from the model\'s present state; state="explicit" makes buffers inputs and outputs'
+        )
+    if unstable and not allow_random:
+        raise CaptureError(
+            f"{', '.join(layout.paths[i] for i in unstable)} differs from run to run in eager: the model draws random "
+            "numbers, so no artifact can be proved right. Remove the randomness, or accept with allow_random=True that "
+            "only shape and dtype of these outputs are checked"
+        )
+    if unstable:
+        notes.append(f"{', '.join(layout.paths[i] for i in unstable)} is random: values not compared (allow_random)")
+    return first, layout, unstable
+
+
+def _raise_with_context(error: Exception) -> None:
+    """Adds where and why to the user's own exception, which is re-raised as it is."""
+    place = user_line(error)
+    error.add_note(
+        "fxexport: this is the model's own error on the example inputs, in eager PyTorch before any capture"
+        + (f" ({place})" if place else "")
+    )
+
+
+def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(torch.equal(a, b) or torch.allclose(a, b, rtol=1e-5, atol=1e-7, equal_nan=True))
+
+
+def check_finite(reference: Reference, expected: Tensors, names: Sequence[str], allow_nan: bool) -> list[str]:
+    """Notes on outputs that hold Inf. Raises CaptureError for NaN, saying where it is born."""
+    inexact = [(n, t) for n, t in zip(names, expected, strict=True) if t.is_floating_point() or t.is_complex()]
+    bad = [name for name, tensor in inexact if bool(tensor.isnan().any())]
+    if bad and not allow_nan:
+        raise CaptureError(
+            f"eager itself returns NaN in {bad} for the example inputs, which proves nothing; {nan_birth(reference)}.\n"
+            "  Give other example inputs, or compare NaN positions too with allow_nan=True"
+        )
+    infinite = [name for name, tensor in inexact if bool(tensor.isinf().any())]
+    return [f"Inf in {infinite} for the example inputs: positions and signs are compared"] if infinite else []

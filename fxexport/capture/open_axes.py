@@ -1,0 +1,137 @@
+"""Keeping declared axes open: a second capture at other sizes, and the line of code that fixes an axis.
+
+``torch.export`` fixes an axis when some size of the model happens to be 0 or 1 on the example: ``x[1:]`` at
+length 2. That is an accident of the example, so an axis that was declared dynamic and came out fixed is tried
+again at another size. While that second capture runs, the guards that torch adds are listened to: they know
+who fixes what.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch.export import ExportedProgram
+
+from fxexport.capture import flat_model
+from fxexport.capture.dynamic import AxisRequests
+from fxexport.capture.exporting import is_user_frame
+from fxexport.capture.resize import resize_axis
+
+Place = tuple[int, int]
+"""Position of an input, and one of its axes."""
+
+_GUARDS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+
+
+class _Exported(Protocol):
+    def __call__(self, inputs: list[torch.Tensor]) -> tuple[ExportedProgram, list[str]]: ...
+
+
+def export_open(
+    export: _Exported,
+    examples: list[torch.Tensor],
+    requests: AxisRequests,
+    accepts: Callable[[list[torch.Tensor]], bool],
+) -> tuple[ExportedProgram, list[str], list[torch.Tensor], dict[int, str]]:
+    """``export(examples)`` with every declared axis open if that is possible.
+
+    ``accepts`` says whether eager runs on some inputs. Returns the program and notes of ``export``, the
+    examples it was captured on, and for sizes that stay fixed the ``file:line: source`` that fixed them.
+    """
+    exported, notes = export(examples)
+    fixed = _fixed_axes(exported, requests)
+    if not fixed:
+        return exported, notes, examples, {}
+    other = next(filter(accepts, _other_sizes(examples, fixed, requests)), examples)
+    with _listening() as heard:
+        again, other_notes = export(other)
+    if not _fixed_axes(again, requests):
+        return again, other_notes, other, {}
+    sizes = {examples[i].shape[axis]: other[i].shape[axis] for i, axis in fixed}
+    return exported, notes, examples, {size: heard.get(new, "") for size, new in sizes.items()}
+
+
+def _fixed_axes(exported: ExportedProgram, requests: AxisRequests) -> list[Place]:
+    """Declared axes that are plain numbers in the captured graph."""
+    names = exported.graph_signature.user_inputs
+    nodes = exported.graph.find_nodes(op="placeholder")
+    shapes = {node.name: node.meta["val"].shape for node in nodes if node.name in names}
+    return [
+        (i, axis)
+        for i, (name, axes) in enumerate(zip(names, requests, strict=True))
+        for axis, request in axes.items()
+        if request.declared and _is_number(shapes[str(name)][axis])
+    ]
+
+
+def _is_number(size: int | torch.SymInt) -> bool:
+    return isinstance(size, int) or bool(size.node.expr.is_number)
+
+
+def _other_sizes(
+    examples: list[torch.Tensor], fixed: Sequence[Place], requests: AxisRequests
+) -> Iterator[list[torch.Tensor]]:
+    """The examples with the fixed axes, and all axes of the same name, at larger sizes."""
+    labels = {requests[i][axis].label for i, axis in fixed} - {None}
+    places = set(fixed) | {
+        (i, axis) for i, axes in enumerate(requests) for axis, request in axes.items() if request.label in labels
+    }
+    for factor, extra in ((2, 1), (2, 0)):
+        result = list(examples)
+        for i, axis in places:
+            maximum = requests[i][axis].maximum
+            size = factor * result[i].shape[axis] + extra
+            result[i] = resize_axis(result[i], axis, size if maximum is None else min(size, maximum))
+        yield result
+
+
+@contextmanager
+def _listening() -> Iterator[dict[int, str]]:
+    """Size -> the user's line during which torch fixed a symbolic size to it; the first one counts."""
+    found: dict[int, str] = {}
+    listener = _Listener(found)
+    level, propagate, disabled = _GUARDS.level, _GUARDS.propagate, _GUARDS.disabled
+    _GUARDS.addHandler(listener)
+    _GUARDS.setLevel(logging.INFO)
+    _GUARDS.propagate, _GUARDS.disabled = False, False
+    others = [h for h in _GUARDS.handlers if h is not listener]
+    for handler in others:
+        _GUARDS.removeHandler(handler)
+    try:
+        yield found
+    finally:
+        for handler in others:
+            _GUARDS.addHandler(handler)
+        _GUARDS.removeHandler(listener)
+        _GUARDS.setLevel(level)
+        _GUARDS.propagate, _GUARDS.disabled = propagate, disabled
+
+
+class _Listener(logging.Handler):
+    """Runs where the guard is added, so the stack below the flat model's call is the user's."""
+
+    def __init__(self, found: dict[int, str]) -> None:
+        super().__init__(logging.INFO)
+        self._found = found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        arguments: Any = record.args or ()
+        if "[guard added]" not in str(record.msg) or len(arguments) < 2:
+            return
+        match, place = re.fullmatch(r"Eq\(\w+, (\d+)\)", str(arguments[1])), _place()
+        if match and place:
+            self._found.setdefault(int(match[1]), place)
+
+
+def _place() -> str:
+    frames = traceback.extract_stack()
+    starts = [i for i, frame in enumerate(frames) if frame.filename == flat_model.__file__]
+    own = [frame for frame in frames[starts[-1] :] if is_user_frame(frame)] if starts else []
+    own = [frame for frame in own if frame.filename != logging.__file__]
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""

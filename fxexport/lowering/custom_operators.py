@@ -1,0 +1,31 @@
+"""Operators that exist only where the user's own library is loaded."""
+
+from __future__ import annotations
+
+from torch._ops import OpOverload
+
+from fxexport.errors import LoweringError
+from fxexport.program import Program, module_path
+
+# Registered by PyTorch itself: a file that calls these loads wherever PyTorch does.
+_PYTORCH = {"aten", "prim", "prims", "quantized", "_quantized", "quantized_decomposed", "mkldnn", "higher_order"}
+
+
+def refuse_custom_operators(program: Program, kind: str) -> None:
+    """Raises LoweringError listing operators of other libraries: a ``kind`` file calls them by name, so it would load
+    only beside that library, and could not be checked in a process of its own.
+    """
+    found: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target.namespace not in _PYTORCH:
+            places = found.setdefault(str(node.target), [])
+            place = module_path(node) or "the model itself"
+            if place not in places:
+                places.append(place)
+    if found:
+        rows = [f"  {name}  used in {', '.join(places)}" for name, places in found.items()]
+        raise LoweringError(
+            f"a {kind} file cannot hold operators of other libraries:\n" + "\n".join(rows) + "\n"
+            "Rewrite them with a pass into operators of PyTorch, or register them as composite (CompositeImplicitAutograd) "
+            "so that capture sees what they consist of."
+        )

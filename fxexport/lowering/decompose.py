@@ -1,0 +1,86 @@
+"""Decomposing just the nodes that need it, instead of re-tracing the whole program.
+
+    x.to(torch.float32)             ->  _to_copy(x, dtype=torch.float32)
+    adaptive_avg_pool2d(x, [1, 1])  ->  mean(x, [-2, -1], True)
+
+One node at a time is traced with symbolic sizes under torch's own decompositions, and spliced in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+
+def _adaptive_avg_pool(x: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """PyTorch's own decomposition to size 1 restores a channels-last layout with ``as_strided_``, a write."""
+    if all(n == 1 for n in size):
+        return x.mean([-i for i in range(len(size), 0, -1)], keepdim=True)
+    return torch.ops.aten.adaptive_avg_pool2d.default(x, size)  # type: ignore[no-any-return]
+
+
+_RESPELLED: dict[Any, Callable[..., Any]] = {torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool}
+
+
+def decompose_nodes(
+    module: fx.GraphModule, needs_it: Callable[[fx.Node], bool], table: Mapping[Any, Callable[..., Any]]
+) -> None:
+    """Replaces every node for which ``needs_it`` by the operators it consists of, in place.
+
+    ``table``: operator -> decomposition; composite operators without an entry are decomposed as PyTorch runs them.
+    """
+    values = pytree.tree_leaves([node.meta.get("val") for node in module.graph.nodes])
+    fake = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), FakeTensorMode())
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and needs_it(node):
+            _splice(module.graph, node, table, fake)
+
+
+def _splice(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[..., Any]], fake: FakeTensorMode) -> None:
+    inputs = list(
+        dict.fromkeys(leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node))
+    )
+    traced = _trace(node, inputs, dict(table), fake)
+    values: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    with graph.inserting_before(node):
+        for inner in traced.graph.nodes:
+            if inner.op in ("placeholder", "output"):
+                continue
+            copy = graph.node_copy(inner, values.__getitem__)
+            copy.meta = {k: v for k, v in node.meta.items() if k != "val"} | {"val": inner.meta.get("val")}
+            values[inner] = copy
+    result = fx.map_arg(traced.graph.output_node().args[0], values.__getitem__)
+    _replace(graph, node, result)
+
+
+def _trace(
+    node: fx.Node, inputs: list[fx.Node], table: dict[Any, Callable[..., Any]], fake: FakeTensorMode
+) -> fx.GraphModule:
+    call_target: Any = _RESPELLED.get(node.target, node.target)
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
+        return call_target(*args, **kwargs)
+
+    examples = [n.meta["val"] for n in inputs]
+    with fake, enable_python_dispatcher(), torch.no_grad():
+        return make_fx(call, decomposition_table=table, tracing_mode="real")(*examples)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, result: Any) -> None:
+    """``node`` stands for ``result``: one node, or a tuple that its users take apart by index."""
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(result[user.args[1]])
+            graph.erase_node(user)
+    graph.erase_node(node)

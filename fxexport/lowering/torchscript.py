@@ -1,0 +1,109 @@
+"""``Program`` -> TorchScript, by scripting the captured graph: sizes stay dynamic, nothing is traced."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from fxexport.destination import sibling_name
+from fxexport.errors import LoweringError
+from fxexport.lowering.unlift import unlift
+from fxexport.program import Program, module_path
+
+METADATA_FILE = "fxexport.json"
+aten = torch.ops.aten
+_WRITTEN_BY_TORCH = {"version", "byteorder", ".data/serialization_id"}
+
+_SYMBOLIC_ARITHMETIC: dict[Any, Callable[..., Any]] = {
+    torch.sym_max: max,
+    torch.sym_min: min,
+    torch.sym_not: operator.not_,
+    torch.sym_ite: lambda condition, a, b: a if condition else b,
+}
+
+
+def lower_torchscript(program: Program, path: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """Writes ``program`` as TorchScript at ``path``, with ``metadata`` as the extra file ``fxexport.json``.
+
+    Raises LoweringError naming the operator that TorchScript cannot express.
+    """
+    for branch in program.graph.find_nodes(op="get_attr"):  # the graphs that control flow chooses from
+        raise _no_form(next(iter(branch.users)))
+    module = unlift(program)
+    _to_script_operators(module.graph)
+    module.recompile()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about annotations inside fx.GraphModule, and that TorchScript is old
+        try:
+            scripted = torch.jit.script(module.eval())
+        except Exception as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise LoweringError(f"TorchScript cannot express the program: {' '.join(lines[:4])[:600]}") from error
+        _save(scripted, path, json.dumps(metadata))
+    return [path]
+
+
+def _no_form(node: fx.Node) -> LoweringError:
+    place = module_path(node) or "the model itself"
+    return LoweringError(f"TorchScript has no form of {node.target} (node {node.name}, used in {place})")
+
+
+def _save(scripted: Any, path: Path, metadata: str) -> None:
+    """Saves ``scripted`` so that the bytes depend on the program alone.
+
+    TorchScript numbers its classes (``___torch_mangle_7``) and FX its code (``<eval_with_key>.84``) through the life
+    of a process: the archive is copied without these numbers and without the debug records they occur in.
+    """
+    raw = path.with_name(sibling_name(path.name, ".raw"))
+    try:
+        torch.jit.save(scripted, str(raw), _extra_files={METADATA_FILE: metadata})
+        reader, writer = torch._C.PyTorchFileReader(str(raw)), torch._C.PyTorchFileWriter(str(path))
+        for name in reader.get_all_records():
+            if name.endswith(".debug_pkl") or name in _WRITTEN_BY_TORCH:
+                continue
+            record = reader.get_record(name)
+            if name.startswith("code/") or name.endswith(".pkl"):
+                record = re.sub(rb"\.___torch_mangle_\d+", b"", record)
+            writer.write_record(re.sub(r"/___torch_mangle_\d+", "", name), record, len(record))
+        writer.write_end_of_file()
+    finally:
+        raw.unlink(missing_ok=True)
+
+
+def _to_script_operators(graph: fx.Graph) -> None:
+    """Operator overloads as the packets that TorchScript resolves by itself; symbolic sizes as ``x.size(i)``."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        target = node.target
+        if target is aten.sym_size.int:
+            node.op, node.target = "call_method", "size"
+        elif target is aten.sym_numel.default:
+            node.op, node.target = "call_method", "numel"
+        elif isinstance(target, OpOverload):
+            if "_assert" in target._opname or "sym_constrain" in target._opname:
+                graph.erase_node(node)
+                continue
+            node.target = target.overloadpacket
+            _explicit_keywords(node, target)
+        elif target in _SYMBOLIC_ARITHMETIC:
+            node.target = _SYMBOLIC_ARITHMETIC[target]
+        elif getattr(target, "__module__", "") not in ("_operator", "math"):
+            raise _no_form(node)
+
+
+def _explicit_keywords(node: fx.Node, target: OpOverload) -> None:
+    """Keyword-only arguments that TorchScript would leave out are fine; memory-only ones it has no literal for go."""
+    for name in ("pin_memory",):
+        if node.kwargs.get(name) is False:
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
+    del target

@@ -1,0 +1,152 @@
+"""What must hold after a pass: changed calls compute what ``meta["val"]`` says, outputs keep their form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols, statically_known_true
+from torch.utils import _pytree as pytree
+
+from fxexport.errors import VerifyError
+from fxexport.program import Program, check_same_value, source_line
+
+
+def changed_calls(before: Program, after: Program) -> list[fx.Node]:
+    """Calls of ``after`` that are new, or have another operator or arguments than under that name before."""
+    old = {node.name: node for node in before.graph.nodes}
+    return [n for n in after.graph.nodes if n.op == "call_function" and not _same_call(n, old.get(n.name))]
+
+
+def check_change(before: Program, after: Program, changed: Sequence[fx.Node]) -> None:
+    """Checks the ``changed`` calls of ``after``, its new constants and its outputs against what they claim to
+    be.
+
+    Strides that a rewrite changed are brought up to date in ``meta["val"]``, also of later calls. Raises
+    VerifyError naming the first call whose shape or dtype is not what its ``meta["val"]`` says.
+    """
+    _check_constants(before, after)
+    with _no_new_symbols(after):
+        _check_values(before, after, set(changed))
+    if before.signature == after.signature:
+        for old, new in zip(before.output_nodes, after.output_nodes, strict=True):
+            if isinstance(old, fx.Node) and isinstance(new, fx.Node):
+                check_same_value(old, new)
+
+
+def fixed_dimensions(program: Program) -> set[str]:
+    """The dynamic dimensions known to equal something else by now, as ``"s0 = 4"``."""
+    env = program.fake_mode.shape_env
+    return {f"{symbol} = {value}" for symbol, value in env.replacements.items()} if env else set()
+
+
+def _check_constants(before: Program, after: Program) -> None:
+    known = {node.name for node in before.graph.find_nodes(op="placeholder")}
+    for node in after.graph.find_nodes(op="placeholder"):
+        value = None if node.name in known else after.constant_value(node)
+        if value is not None and not _same_value(node.meta.get("val"), value):
+            raise VerifyError(f'new constant {node.name} is {_form(value)}, its meta["val"] says otherwise')
+
+
+def _check_values(before: Program, after: Program, changed: set[fx.Node]) -> None:
+    """Recomputes the changed calls, and the calls that read a value whose strides or form are new."""
+    old = {node.name: node.meta.get("val") for node in before.graph.nodes}
+    moved: set[fx.Node] = set()
+    for node in after.graph.nodes:
+        if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
+            continue
+        if node not in changed and moved.isdisjoint(node.all_input_nodes):
+            continue
+        claimed = node.meta["val"]
+        actual = _recompute(after, node)
+        if not _same_value(claimed, actual):
+            raise VerifyError(
+                f'{node.name} ({node.target}) is {_form(actual)}, its meta["val"] says {_form(claimed)}; '
+                f"made at {source_line(node) or 'an unknown line'}"
+            )
+        if not _same_strides(claimed, actual):
+            node.meta["val"] = actual
+        if node.name in old and node.meta["val"] is not old[node.name]:
+            moved.add(node)
+
+
+def _recompute(program: Program, node: fx.Node) -> Any:
+    try:
+        return program.propagate(node)
+    except Exception as error:
+        raise VerifyError(
+            f"{node.name} ({node.target}) does not accept its arguments any more: {error}; "
+            f"made at {source_line(node) or 'an unknown line'}"
+        ) from error
+
+
+def _no_new_symbols(program: Program) -> contextlib.AbstractContextManager[Any]:
+    """Recomputing ``nonzero`` or ``item`` makes a new unknown size, which nothing in the program reads."""
+    env = program.fake_mode.shape_env
+    return env.ignore_fresh_unbacked_symbols() if isinstance(env, ShapeEnv) else contextlib.nullcontext()
+
+
+def _same_call(new: fx.Node, old: fx.Node | None) -> bool:
+    return (
+        old is not None
+        and new.target == old.target
+        and _same_argument(new.args, old.args)
+        and _same_argument(new.kwargs, old.kwargs)
+    )
+
+
+def _same_argument(new: Any, old: Any) -> bool:
+    """Nodes of two graphs are the same when their names are."""
+    if isinstance(new, fx.Node):
+        return isinstance(old, fx.Node) and new.name == old.name
+    if isinstance(new, (tuple, list)):
+        alike = isinstance(old, (tuple, list)) and len(new) == len(old)
+        return alike and all(map(_same_argument, new, old))
+    if isinstance(new, Mapping):
+        alike = isinstance(old, Mapping) and new.keys() == old.keys()
+        return alike and all(_same_argument(new[key], old[key]) for key in new)
+    if isinstance(new, slice):
+        return isinstance(old, slice) and _same_argument(
+            (new.start, new.stop, new.step), (old.start, old.stop, old.step)
+        )
+    return type(new) is type(old) and bool(new == old)
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    """Whether two values (tensors, sizes, or nests of them) agree in structure, dtype and shape."""
+    left, form = pytree.tree_flatten(a)
+    right, other = pytree.tree_flatten(b)
+    return form == other and all(map(_same_leaf, left, right))
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.dim() == b.dim() and all(map(_same_size, a.shape, b.shape))
+    whole = (int, torch.SymInt)
+    if isinstance(a, whole) and isinstance(b, whole):
+        return _same_size(a, b)
+    return type(a) is type(b)
+
+
+def _same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    # Data-dependent sizes are new symbols each time they are computed, so nothing can be said about them.
+    return statically_known_true(a == b) or bool(free_unbacked_symbols([a, b]))
+
+
+def _same_strides(a: Any, b: Any) -> bool:
+    pairs = zip(_strides(a), _strides(b), strict=True)
+    return all(statically_known_true(m == n) for m, n in pairs)
+
+
+def _strides(value: Any) -> list[int | torch.SymInt]:
+    return [s for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor) for s in t.stride()]
+
+
+def _form(value: Any) -> str:
+    leaves = pytree.tree_leaves(value)
+    shown = [f"{t.dtype}{tuple(t.shape)}" if isinstance(t, torch.Tensor) else type(t).__name__ for t in leaves]
+    return ", ".join(shown)

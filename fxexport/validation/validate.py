@@ -1,0 +1,193 @@
+"""The proof: the artifact against the user's eager model, at every point, output by output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from fxexport.capture.reference import Reference, Tensors
+from fxexport.errors import ValidationError
+from fxexport.signature import Signature
+from fxexport.validation.compare import OutputComparison, Tolerance, compare_outputs, tolerance_for
+from fxexport.validation.runner import ArtifactProcess
+from fxexport.validation.sweep import FRESH, Point, example_sizes, points
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """What happened at one point: a comparison for each output, or why it was skipped or failed."""
+
+    label: str
+    sizes: dict[str, int]
+    outputs: tuple[OutputComparison, ...] = ()
+    skipped: str = ""
+    error: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the artifact agreed; a skipped point neither passes nor fails."""
+        return not self.error and all(output.passed for output in self.outputs)
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, or ''."""
+        failed = [f"{o.name!r}: {o.reason}" for o in self.outputs if not o.passed]
+        return self.error or "; ".join(failed)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the fields of this result."""
+        return {
+            "label": self.label,
+            "sizes": self.sizes,
+            "passed": self.passed,
+            "skipped": self.skipped,
+            "error": self.error,
+            "outputs": [output.to_json() for output in self.outputs],
+        }
+
+
+@dataclass
+class ValidationReport:
+    """All points, the runtime that ran the artifact, and the limits that were found."""
+
+    points: list[PointResult] = field(default_factory=list)
+    runtime: dict[str, str] = field(default_factory=dict)
+    providers: tuple[str, ...] = ()
+    limits: list[str] = field(default_factory=list)
+    failing_inputs: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def failures(self) -> list[PointResult]:
+        """The points at which the artifact disagreed."""
+        return [point for point in self.points if not point.passed]
+
+    @property
+    def passed(self) -> bool:
+        """Whether at least the example was compared and no point failed."""
+        return not self.failures and any(point.outputs for point in self.points)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the verdict, every point and the runtime's versions."""
+        return {
+            "passed": self.passed,
+            "points": [point.to_json() for point in self.points],
+            "runtime": self.runtime,
+            "providers": list(self.providers),
+            "limits": self.limits,
+        }
+
+
+def validate(
+    process: ArtifactProcess,
+    path: Any,
+    reference: Reference,
+    signature: Signature,
+    examples: Sequence[torch.Tensor],
+    *,
+    expected: Tensors | None = None,
+    unstable: Collection[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    sizes: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ValidationReport:
+    """Runs the artifact at ``path`` at every point of :func:`points` and compares it with eager.
+
+    ``expected`` are the eager outputs of the example where they are known already. Nothing is raised for a wrong
+    artifact: the report says so, and the caller gates on it. A failing dimension of size 1 that the user did not
+    declare by name is reported as a limit.
+    """
+    report = ValidationReport()
+    try:
+        loaded = process.load(path)
+    except ValidationError as error:
+        report.points.append(PointResult("load", {}, error=str(error)))
+        return report
+    report.runtime, report.providers = loaded.versions, loaded.providers
+    judge = _Judge(process, reference, signature, frozenset(unstable), rtol, atol)
+    declared = {d.name for d in signature.dimensions if d.declared}
+    own = example_sizes(signature, examples)
+    for point in points(signature, examples, sizes=sizes):
+        if point.label == FRESH and sum(1 for result in report.points if result.outputs) > 1:
+            continue  # other sizes had fresh values too: a baked value would have shown
+        progress(point.label)
+        result = judge.check(point, expected if point.label == "example" else None)
+        changed = {name for name, size in point.sizes.items() if size != own[name]}
+        if not result.passed and point.edge and not changed & declared:
+            report.limits.append(f"does not work at {point.label}: {result.reason}")
+            result = PointResult(point.label, dict(point.sizes), skipped=f"outside the working range: {result.reason}")
+        report.points.append(result)
+        if not result.passed:
+            report.failing_inputs = report.failing_inputs or point.inputs
+            if result.error:
+                break
+    return report
+
+
+@dataclass
+class _Judge:
+    process: ArtifactProcess
+    reference: Reference
+    signature: Signature
+    unstable: frozenset[str]
+    rtol: float | None
+    atol: float | None
+
+    def check(self, point: Point, expected: Tensors | None) -> PointResult:
+        """Eager and artifact on one point."""
+        sizes = dict(point.sizes)
+        if expected is None:
+            try:
+                expected = self.reference.run(point.inputs)
+            except Exception as error:  # noqa: BLE001 - eager may refuse a size in any way it likes; that is reported
+                reason = f"eager refuses it: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+                return PointResult(point.label, sizes, skipped=reason)
+        try:
+            got = self._run(point)
+        except ValidationError as error:
+            return PointResult(point.label, sizes, error=str(error))
+        return PointResult(point.label, sizes, tuple(self._compare(point, expected, got)))
+
+    def _run(self, point: Point) -> list[torch.Tensor]:
+        names = [spec.name for spec in self.signature.inputs]
+        outputs = self.process.run(dict(zip(names, point.inputs, strict=True)))
+        wanted = [spec.name for spec in self.signature.outputs]
+        if self.process.format != "onnx":
+            return list(outputs.values())
+        if set(outputs) != set(wanted):
+            raise ValidationError(f"the artifact's outputs are {list(outputs)}, expected {wanted}")
+        return [outputs[name] for name in wanted]
+
+    def _compare(self, point: Point, expected: Tensors, got: list[torch.Tensor]) -> list[OutputComparison]:
+        names = [spec.name for spec in self.signature.outputs]
+        want = [tensor.cpu() for tensor in expected]
+        random = {
+            i
+            for i, name in enumerate(names)
+            if name in self.unstable and (want[i].shape, want[i].dtype) == (got[i].shape, got[i].dtype)
+        }
+        want = [got[i] if i in random else tensor for i, tensor in enumerate(want)]
+        results = self._judged(names, want, got, point)
+        return [replace(r, judge="shape and dtype only") if i in random else r for i, r in enumerate(results)]
+
+    def _judged(
+        self, names: list[str], want: list[torch.Tensor], got: list[torch.Tensor], point: Point
+    ) -> list[OutputComparison]:
+        results = compare_outputs(names, want, got, self._tolerance)
+        if all(result.passed for result in results) or self.rtol is not None or self.atol is not None:
+            return results
+        doubles = self._float64(point)
+        return results if doubles is None else compare_outputs(names, want, got, self._tolerance, doubles)
+
+    def _tolerance(self, dtype: torch.dtype) -> Tolerance:
+        return tolerance_for(dtype, self.rtol, self.atol)
+
+    def _float64(self, point: Point) -> list[torch.Tensor | None] | None:
+        """The same point in float64 eager, or None where the model cannot run in float64."""
+        try:
+            return [tensor.cpu() for tensor in self.reference.run(point.inputs, double=True)]
+        except Exception:  # noqa: BLE001 - a model with fixed dtypes has no float64 form; the strict verdict stands
+            return None
