@@ -10,10 +10,12 @@ STAMP := $(VENV)/.installed
 setup: $(STAMP)
 
 # torch comes first and pinned: any unpinned requirement would pull a newer build with gigabytes of CUDA.
-$(STAMP): pyproject.toml constraints.txt
+# The sample package, whose passes the tests look for, is built with the setuptools that came with torch.
+$(STAMP): pyproject.toml constraints.txt tests/sample_plugin/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable tests/sample_plugin
 	touch $(STAMP)
 
 demo: setup
@@ -39,4 +41,4 @@ benchmarks: setup
 	$(BIN)/python benchmarks/compile_cost.py
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist out *.egg-info tests/sample_plugin/src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from fxexport.lowering import lower
     from fxexport.program import Program
-    from fxexport.rewrite import Pass, PassManager, PassResult
+    from fxexport.rewrite import Constant, Match, NodePass, Pass, PassManager, PassResult, PatternPass, PatternSet
     from fxexport.validation import validate
 
 __version__ = "0.1.0"
@@ -33,13 +33,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "CaptureError",
+    "Constant",
     "ExportError",
     "InputError",
     "LoweringError",
+    "Match",
+    "NodePass",
     "Pass",
     "PassError",
     "PassManager",
     "PassResult",
+    "PatternPass",
+    "PatternSet",
     "Program",
     "PublishError",
     "ValidationError",
@@ -59,7 +64,7 @@ _HOMES = {
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "lowering": ("lower",),
     "program": ("Program",),
-    "rewrite": ("Pass", "PassManager", "PassResult"),
+    "rewrite": ("Constant", "Match", "NodePass", "Pass", "PassManager", "PassResult", "PatternPass", "PatternSet"),
     "validation": ("validate",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

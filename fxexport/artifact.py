@@ -13,6 +13,7 @@ import torch
 
 from fxexport.capture.binding import named_leaves
 from fxexport.capture.nesting import describe, flatten
+from fxexport.capture.private_copy import preserved_process_state
 from fxexport.errors import InputError
 from fxexport.lowering import FORMATS, Format, format_of
 from fxexport.report import Report
@@ -142,9 +143,12 @@ class Artifact:
         return f"Artifact({str(self.path)!r})"
 
     def __str__(self) -> str:
-        from fxexport.report.text import render, render_metadata
+        if self.report:
+            return str(self.report)
+        with preserved_process_state():  # rich draws random numbers
+            from fxexport.report.text import render_metadata
 
-        return render(self.report) if self.report else render_metadata(self.path, self.metadata)
+            return render_metadata(self.path, self.metadata)
 
 
 def _to_tensor(value: Any, spec: TensorSpec) -> torch.Tensor:

@@ -1,24 +1,21 @@
-"""The command line: ``fxexport compile | verify | show | passes``. Only the commands import PyTorch."""
+"""The command line: ``fxexport compile | verify | show | passes | explain | diff``. Only the commands import PyTorch."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from fxexport import __version__
 from fxexport.cli_console import INTERRUPTED, Progress, report_failure, undisturbed
+from fxexport.cli_options import TRACEBACK, capturing, common, judging, print_result, running
+from fxexport.cli_passes import diff_command, explain_command, passes_command
 
-if TYPE_CHECKING:
-    from fxexport.report.layout import Part
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-_TRACEBACK, _FATE = "fxexport.traceback", "fxexport.fate"
+_FATE = "fxexport.fate"
 
 
 class _Commands(click.Group):
@@ -34,41 +31,8 @@ class _Commands(click.Group):
             click.echo(f"\ninterrupted; {fate()}", err=True)
             ctx.exit(INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - every error ends here, as a message and an exit status
-            shown = ctx.meta.get(_TRACEBACK, False) or os.environ.get("FXEXPORT_TRACE") == "1"
+            shown = ctx.meta.get(TRACEBACK, False) or os.environ.get("FXEXPORT_TRACE") == "1"
             ctx.exit(report_failure(error, with_traceback=shown))
-
-
-def _keep_traceback(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    ctx.meta[_TRACEBACK] = value
-
-
-def _common(command: _Command) -> _Command:
-    """Options of every command."""
-    traceback = click.option(
-        "--traceback",
-        is_flag=True,
-        expose_value=False,
-        callback=_keep_traceback,
-        help="Show the whole traceback of an error (also: FXEXPORT_TRACE=1).",
-    )
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not text.")
-    return as_json(traceback(command))
-
-
-def _judging(command: _Command) -> _Command:
-    """Options of the commands that compare with eager PyTorch."""
-    options = [
-        click.option("--rtol", type=float, help="Relative tolerance of real outputs [default: by dtype]."),
-        click.option("--atol", type=float, help="Absolute tolerance [default: by dtype and scale]."),
-        click.option("--allow-random", is_flag=True, help="Accept random outputs; values are not compared."),
-        click.option("--allow-nan", is_flag=True, help="Accept NaN in eager outputs; positions must match."),
-        click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds for one run."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the factory."),
-        click.option("--quiet", "-q", is_flag=True, help="Only the verdict: no progress, no warnings."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -86,6 +50,7 @@ def main() -> None:
     fxexport compile my.models:tiny -o tiny.onnx --dynamic "x:batch,_,time"
     fxexport verify tiny.onnx --model my.models:tiny
     fxexport show tiny.onnx
+    fxexport explain my.models:tiny --pass default
 
     Exit status: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted.
     """
@@ -100,23 +65,21 @@ def main() -> None:
 @main.command("compile")
 @click.argument("target")
 @click.option("-o", "--output", required=True, help="The file to write: .onnx, .pt, .ts or .pt2.")
-@click.option(
-    "--dynamic",
-    multiple=True,
-    metavar="INPUT:AXIS,...",
-    help="Dimensions that may change, a name for each axis: 'x:batch,_,time' (_ is fixed); "
-    "'x:batch[2..64],_' gives a range; 'all' means every dimension that can. Repeatable.",
-)
+@capturing
 @click.option("--opset", type=int, help="ONNX opset, exactly.")
 @click.option("--passes", default="default", show_default=True, help="'name{option=value},other' or 'none'.")
-@click.option("--input-names", metavar="A,B", help="Names of the flat inputs.")
-@click.option("--output-names", metavar="A,B", help="Names of the flat outputs.")
-@click.option("--as-input", multiple=True, metavar="NAME", help="A number that becomes an input. Repeatable.")
+@click.option(
+    "--check",
+    type=click.Choice(["final", "each"]),
+    default="final",
+    show_default=True,
+    help="'each' also compares the numbers after every pass.",
+)
 @click.option("--external-data/--no-external-data", default=None, help="ONNX weights in a file of their own.")
-@click.option("--on-error", type=click.Choice(["raise", "skip"]), default="raise", help="For a failing pass.")
 @click.option("--mkdir", is_flag=True, help="Make the directory of the output.")
-@_judging
-@_common
+@judging
+@running
+@common
 @click.pass_context
 def compile_command(
     ctx: click.Context,
@@ -127,8 +90,6 @@ def compile_command(
     opset: int | None,
     passes: str,
     mkdir: bool,
-    input_names: str | None,
-    output_names: str | None,
     seed: int,
     quiet: bool,
     as_json: bool,
@@ -145,7 +106,8 @@ def compile_command(
         from fxexport.rewrite import resolve
 
         # Before the factory, which may take its time: what can be refused at once.
-        axes, pipeline = read_axes(dynamic), resolve(passes)
+        axes = read_axes(dynamic)
+        resolve(passes)
         preflight(output, tuple(FORMATS), mkdir=mkdir)
         loaded = load_target(target, seed=seed)
         artifact = compile(
@@ -154,11 +116,9 @@ def compile_command(
             loaded.example_inputs,
             loaded.kwargs,
             dynamic=axes,
-            passes=pipeline,
+            passes=passes,
             mkdir=mkdir,
             opset_version=opset,
-            input_names=_names(input_names),
-            output_names=_names(output_names),
             progress=progress,
             **options,
         )
@@ -166,7 +126,7 @@ def compile_command(
     from fxexport.report.text import report_parts
 
     assert artifact.report is not None
-    _print(artifact.report.to_json(), report_parts(artifact.report), as_json, quiet)
+    print_result(artifact.report.to_json(), report_parts(artifact.report), as_json, quiet)
 
 
 def _fate(stage: str, output: str) -> str:
@@ -175,18 +135,15 @@ def _fate(stage: str, output: str) -> str:
     return f"{output} was written" if stage == "done" else "nothing was written"
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",")]
-
-
-# ---------------------------------------------------------------- verify, show, passes
+# ---------------------------------------------------------------- verify, show
 
 
 @main.command("verify")
 @click.argument("file")
 @click.option("--model", "target", required=True, metavar="TARGET", help="What the file should compute.")
-@_judging
-@_common
+@judging
+@running
+@common
 @click.pass_context
 def verify_command(
     ctx: click.Context, /, file: str, target: str, seed: int, quiet: bool, as_json: bool, **options: Any
@@ -214,13 +171,13 @@ def verify_command(
         )
     from fxexport.report.text import verification_parts
 
-    _print({"path": file, **report.to_json()}, verification_parts(Path(file), report), as_json, quiet)
+    print_result({"path": file, **report.to_json()}, verification_parts(Path(file), report), as_json, quiet)
     ctx.exit(0 if report.passed else 1)
 
 
 @main.command("show")
 @click.argument("file")
-@_common
+@common
 def show_command(file: str, as_json: bool) -> None:
     """Describe an exported FILE, without running it.
 
@@ -229,26 +186,8 @@ def show_command(file: str, as_json: bool) -> None:
     from fxexport.report.description import describe, description_parts
 
     description = describe(file)
-    _print(description.to_json(), description_parts(description), as_json)
+    print_result(description.to_json(), description_parts(description), as_json)
 
 
-@main.command("passes")
-@_common
-def passes_command(as_json: bool) -> None:
-    """List the installed passes and their options."""
-    from fxexport.report.pass_list import installed_passes, pass_parts
-
-    found = installed_passes()
-    _print({"passes": [each.to_json() for each in found]}, pass_parts(found), as_json)
-
-
-def _print(data: dict[str, Any], parts: list[Part], as_json: bool, first_only: bool = False) -> None:
-    """The result on stdout: one JSON object, or the parts of a page."""
-    from rich.console import Console
-
-    from fxexport.report.text import print_parts
-
-    if as_json:
-        click.echo(json.dumps(data, indent=1, allow_nan=False))
-    else:
-        print_parts(parts[:1] if first_only else parts, Console())
+for _command in (passes_command, explain_command, diff_command):
+    main.add_command(_command)

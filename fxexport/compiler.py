@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import warnings
@@ -11,20 +10,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from fxexport.artifact import Artifact
+from fxexport.blame import History
 from fxexport.capture import Captured, capture_model
 from fxexport.capture.private_copy import preserved_process_state
 from fxexport.destination import preflight
-from fxexport.errors import InputError, ValidationError
+from fxexport.errors import InputError
 from fxexport.lowering import FORMATS, TranslationTable, check_opset, format_of, lower
-from fxexport.publishing import Staging, publication
+from fxexport.publishing import publication
+from fxexport.rejection import find_culprit, reject
 from fxexport.report import Report
-from fxexport.rewrite import Pass, PassManager, PassSpec, resolve
-from fxexport.validation import ArtifactProcess, ValidationReport, evaluate, validate
+from fxexport.rewrite import Pass, PassManager, PassSpec
+from fxexport.rewrite.ordering import moves, ordered
+from fxexport.rewrite.registry import requested
+from fxexport.validation import ArtifactProcess, validate
+from fxexport.validation.numbers import Scales, judge_on
 
 _PACKAGES = ("fxexport", "torch", "onnx", "onnxscript", "onnxruntime")
 Progress = Callable[[str, str], None]
@@ -53,6 +56,7 @@ def compile(
     external_data: bool | None = None,
     custom_translation_table: TranslationTable | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    check: Literal["final", "each"] = "final",
     mkdir: bool = False,
     timeout: float = 600.0,
     lock_timeout: float = 3600.0,
@@ -84,6 +88,8 @@ def compile(
         external_data: ONNX weights in a file beside the model; default: only where they do not fit inside (2 GB).
         custom_translation_table: operator -> onnxscript function, for operators ONNX has no translation of.
         on_error: ``"skip"`` goes on without a pass that fails, and reports it.
+        check: ``"each"`` also compares the numbers before and after every pass, in eager on the example; ``"final"``
+            only those of the artifact.
         mkdir: make the parent directory.
         timeout: seconds that one run of the artifact may take.
         lock_timeout: seconds to wait for another process that writes the same path.
@@ -94,6 +100,7 @@ def compile(
         CaptureError: the model cannot be a graph; names the line of code. PassError, LoweringError: likewise for
             passes and operators.
         ValidationError: the artifact is wrong; it is kept in ``<path>.rejected`` with its inputs, ``path`` is as before.
+            Where passes rewrote the program, the first wrong rewrite is named, and ``error.blame`` is its ``Blame``.
         PublishError: the file could not be put in place; ``path`` is as before.
     """
     if training:
@@ -104,13 +111,16 @@ def compile(
         raise InputError(f"target {target!r} is not known; the only target is 'onnx' (standard operators)")
     if state not in ("frozen", "explicit"):
         raise InputError(f"state must be 'frozen' or 'explicit', got {state!r}")
+    if check not in ("final", "each"):
+        raise InputError(f"check must be 'final' or 'each', got {check!r}")
     destination = preflight(path, tuple(FORMATS), mkdir=mkdir)
     report = Report(destination, format_of(destination))
     if report.format == "onnx":
         report.opset = check_opset(opset_version)
     elif opset_version is not None:
         raise InputError(f"opset_version is for .onnx files; {destination.name} is {report.format}")
-    pipeline = resolve(passes)
+    given = requested(passes)
+    pipeline = ordered(given)
     say = progress or (lambda stage, detail: None)
     process = ArtifactProcess(report.format, timeout=timeout)
     with preserved_process_state(), process:
@@ -131,19 +141,20 @@ def compile(
             )
         _warn_training(captured)
         say("passes", ", ".join(map(str, pipeline)) or "none")
-        _rewrite(captured, pipeline, report, on_error)
+        scales = Scales(rtol, atol, captured.unstable)
+        history = _rewrite(captured, pipeline, report, on_error, scales if check == "each" else None)
+        report.notes += moves(given)
         with publication(destination, lock_timeout=lock_timeout) as staging:
             say("lowering", report.format)
             metadata = _metadata(report)
+            options: dict[str, Any] = {
+                "metadata": metadata,
+                "opset_version": report.opset,
+                "external_data": external_data,
+                "custom_translation_table": custom_translation_table,
+            }
             with report.stage("lowering"):
-                lower(
-                    captured.program,
-                    staging.main,
-                    metadata,
-                    opset_version=report.opset,
-                    external_data=external_data,
-                    custom_translation_table=custom_translation_table,
-                )
+                lower(captured.program, staging.main, **options)
             with report.stage("validation"):
                 report.validation = validate(
                     process,
@@ -159,7 +170,10 @@ def compile(
                 )
             report.notes += report.validation.limits
             if not report.validation.passed:
-                raise ValidationError(_reject(staging, report, report.validation))
+                say("blame", f"{history.steps} rewrites")
+                with report.stage("blame"):
+                    blame = find_culprit(history, captured, report, scales, staging, timeout, options)
+                raise reject(staging, report, report.validation, blame)
             say("publishing", str(destination))
             with report.stage("publishing"):
                 files = staging.publish()
@@ -167,16 +181,30 @@ def compile(
     return Artifact(destination, metadata, report)
 
 
-def _rewrite(captured: Captured, pipeline: Sequence[Pass], report: Report, on_error: Literal["raise", "skip"]) -> None:
-    before = captured.program.node_count()
+def _rewrite(
+    captured: Captured,
+    pipeline: Sequence[Pass],
+    report: Report,
+    on_error: Literal["raise", "skip"],
+    scales: Scales | None,
+) -> History:
+    """Runs the passes on the program of ``captured``; with ``scales`` each is judged by its numbers."""
+    original, judge = captured.program, None
+    if scales is not None:
+        judge = judge_on(captured.examples, scales, reference=captured.reference)
     with report.stage("passes"):
-        captured.program, report.passes = PassManager(pipeline, on_error=on_error).run(captured.program)
-    report.nodes = (before, captured.program.node_count())
+        captured.program, report.passes = PassManager(pipeline, on_error=on_error, judge=judge).run(original)
+    report.nodes = (original.node_count(), captured.program.node_count())
     report.signature = captured.program.signature
     report.notes = list(captured.program.notes)
     report.notes += [f"{b.path} = {b.value} is fixed in the artifact" for b in report.signature.baked]
     report.notes += [f"pass {r.name} failed and was left out: {r.error}" for r in report.passes if r.error]
+    if scales is not None and scales.unstable:
+        report.notes.append(
+            f"after each pass only shape and dtype of {', '.join(sorted(scales.unstable))} were compared"
+        )
     report.versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+    return History(original, pipeline, report.passes)
 
 
 def _warn_training(captured: Captured) -> None:
@@ -196,41 +224,3 @@ def _metadata(report: Report) -> dict[str, Any]:
         "notes": [re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", note) for note in report.notes],
         "versions": report.versions,
     }
-
-
-def _reject(staging: Staging, report: Report, validation: ValidationReport) -> str:
-    """Keeps the candidate, its report and the failing inputs in ``<path>.rejected``; returns the error's message."""
-    failures = validation.failures
-    lines = [f"{point.label} {point.sizes or ''}: {point.reason}" for point in failures[:5]]
-    if not failures:
-        lines = ["no point could be compared: " + "; ".join(p.skipped for p in validation.points)]
-    staging.directory.joinpath("report.json").write_text(json.dumps(report.to_json(), indent=1))
-    staging.directory.joinpath("report.txt").write_text(str(report))
-    if validation.failing_inputs is not None:
-        assert report.signature is not None
-        names = [spec.name for spec in report.signature.inputs]
-        torch.save(dict(zip(names, validation.failing_inputs, strict=True)), staging.directory / "inputs.pt")
-    kept = staging.reject()
-    return "\n".join(
-        [
-            f"{report.path.name} does not agree with the eager model and was not published:",
-            *(f"  {line}" for line in lines),
-            *_hints(report, validation),
-            f"The candidate, its report and the inputs are in {kept}; {report.path} is as it was before.",
-        ]
-    )
-
-
-def _hints(report: Report, validation: ValidationReport) -> list[str]:
-    """Ways out that the failing points suggest."""
-    hints = []
-    if any(point.label.endswith("=1") and 1 in point.sizes.values() for point in validation.failures):
-        hints.append("Where size 1 is not needed, declare the dimension with torch.export.Dim(name, min=2).")
-    for guard in report.signature.guards if report.signature else ():
-        broken = (point for point in validation.failures if point.sizes and not evaluate(guard.condition, point.sizes))
-        if any(broken):
-            hints.append(
-                f"At {guard.place} the model decides whether {guard.condition}, and the graph holds one side of it: keep "
-                "to sizes on that side (torch.export.Dim with min and max), or write both sides with torch.cond."
-            )
-    return hints

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ExportError(Exception):
     """Base of every error that fxexport raises on purpose."""
@@ -28,7 +30,12 @@ class LoweringError(ExportError):
 
 
 class ValidationError(ExportError):
-    """The artifact ran wrong, crashed, or disagrees with the user's eager model."""
+    """The artifact ran wrong, crashed, or disagrees with the user's eager model.
+
+    ``blame`` is the first wrong rewrite (``fxexport.blame.Blame``), None where none was looked for or found.
+    """
+
+    blame: Any = None
 
 
 class PublishError(ExportError):

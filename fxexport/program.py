@@ -7,12 +7,13 @@ parameter, buffer and constant is a placeholder. Tensors are shared with the cap
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
+from torch import fx, nn
+from torch._ops import OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
@@ -25,9 +26,11 @@ from torch.export.graph_signature import (
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxexport.errors import VerifyError
-from fxexport.shape_rules import shape_rules
-from fxexport.signature import Signature, unique_names
+from fxexport.graph_copy import copy_graph, copy_root
+from fxexport.signature import Signature
+from fxexport.value_cache import ValueCache
 
+_NOT_USER_CODE = tuple(os.path.dirname(file) + os.sep for file in (str(torch.__file__), __file__))
 CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -35,15 +38,19 @@ class Program:
     """A captured model, ready to be rewritten.
 
     Attributes:
-        graph_module: the lifted graph; placeholders are constants first, then the inputs of ``signature`` in order.
+        graph: the lifted graph, for passes that walk it; placeholders are constants first, then the inputs of
+            ``signature`` in order.
         signature: names, dtypes and axes of the flat inputs and outputs.
         notes: what capture assumed, fixed or dropped, in plain words; printed in every report.
+        made: the nodes that ``insert`` and ``add_constant`` made in this copy of the program, in order.
     """
 
     def __init__(self, exported: ExportedProgram, signature: Signature, notes: Sequence[str] = ()) -> None:
-        self.graph_module: fx.GraphModule = exported.graph_module
+        self.graph: fx.Graph = exported.graph_module.graph
+        self._root: nn.Module = exported.graph_module  # what get_attr nodes read: the branches of control flow
         self.signature = signature
         self.notes = list(notes)
+        self.made: list[fx.Node] = []
         self._input_specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
         self._output_specs = list(exported.graph_signature.output_specs)
         self._state: dict[str, torch.Tensor] = dict(exported.state_dict)
@@ -54,22 +61,24 @@ class Program:
         for node in self.graph.nodes:
             if node.op == "call_function":
                 node.meta.setdefault("val", None)  # assertions return nothing
+        self._values = ValueCache(_fake_mode_of(self.graph))
+        self._first_input: fx.Node | None = None
+        self._taken: dict[str, int] = {}  # names of constants -> number last appended to make another of it
 
     # ---------------------------------------------------------------- reading
 
     @property
-    def graph(self) -> fx.Graph:
-        """The graph itself, for passes that walk it."""
-        return self.graph_module.graph
+    def graph_module(self) -> fx.GraphModule:
+        """A new module with a copy of the graph as it is now; making its Python code takes time in large programs."""
+        graph = copy_graph(self.graph)
+        module = fx.GraphModule(copy_root(self._root, graph), graph)
+        module.meta.update(getattr(self._root, "meta", {}))
+        return module
 
     @property
     def input_nodes(self) -> list[fx.Node]:
         """The placeholders of the flat inputs, in the order of ``signature.inputs``."""
-        return [
-            n
-            for n in self.graph.nodes
-            if n.op == "placeholder" and self._input_specs[n.name].kind == InputKind.USER_INPUT
-        ]
+        return [n for n in self._placeholders() if self._input_specs[n.name].kind == InputKind.USER_INPUT]
 
     @property
     def output_nodes(self) -> list[fx.Node]:
@@ -78,10 +87,10 @@ class Program:
 
     def find(self, *targets: Any) -> Iterator[fx.Node]:
         """Every call of one of ``targets`` (ATen operators), in graph order; safe while editing."""
-        wanted = set(targets)
-        for node in list(self.graph.nodes):
-            if node.op == "call_function" and node.target in wanted and not node._erased:
-                yield node
+        found: list[fx.Node] = []
+        for target in set(targets):
+            found += self.graph.find_nodes(op="call_function", target=target, sort=False)
+        yield from (node for node in sorted(found) if not node._erased)
 
     def node_count(self) -> int:
         """How many operator calls the graph has."""
@@ -108,24 +117,54 @@ class Program:
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Qualified name -> tensor of every constant the graph has a placeholder for."""
-        found = ((node, self.constant_value(node)) for node in self.graph.nodes)
+        found = ((node, self.constant_value(node)) for node in self._placeholders())
         return {self.constant_name(node): value for node, value in found if value is not None}
+
+    def constants_bytes(self) -> int:
+        """Bytes of memory behind all constants the graph has a placeholder for; shared memory counts once."""
+        storages = {}
+        for node in self._placeholders():
+            value = self.constant_value(node)
+            if value is not None and value.layout == torch.strided:
+                storage = value.untyped_storage()
+                storages[storage._cdata] = storage.nbytes()
+        return sum(storages.values())
+
+    def _placeholders(self) -> list[fx.Node]:
+        return self.graph.find_nodes(op="placeholder")
 
     # ---------------------------------------------------------------- editing
 
     def add_constant(self, name: str, value: torch.Tensor) -> fx.Node:
         """A new constant placeholder holding ``value`` (kept as it is, not copied); ``name`` is made unique."""
-        taken = {str(spec.target) for spec in self._input_specs.values()} | set(self._state)
-        (target,) = unique_names([name], taken)
-        first_input = next((n for n in self.graph.nodes if not self.is_constant(n)), None)
-        assert first_input is not None, "a graph always has an output node"
-        with self.graph.inserting_before(first_input):
+        target = self._unique_target(name)
+        with self.graph.inserting_before(self._end_of_constants()):
             node = self.graph.placeholder("c_" + target.replace(".", "_"))
         node.target = node.name
         node.meta["val"] = self.fake_mode.from_tensor(value.detach(), static_shapes=True)
         spec = InputSpec(InputKind.BUFFER, TensorArgument(node.name), target, persistent=True)
         self._input_specs[node.name] = spec
         self._state[target] = value.detach()
+        self.made.append(node)
+        return node
+
+    def _unique_target(self, name: str) -> str:
+        """``name``, with a number where a constant has that name already."""
+        if not self._taken:
+            self._taken = dict.fromkeys([*(str(spec.target) for spec in self._input_specs.values()), *self._state], 0)
+        target = name
+        while target in self._taken:
+            self._taken[name] = self._taken.get(name, 0) + 1
+            target = f"{name}_{self._taken[name]}"
+        self._taken[target] = 0
+        return target
+
+    def _end_of_constants(self) -> fx.Node:
+        """The first node that is not a constant; remembered, since thousands of constants may be added before it."""
+        node = self._first_input
+        if node is None or node._erased or not (node.prev.op == "root" or self.is_constant(node.prev)):
+            node = next(n for n in self.graph.nodes if not self.is_constant(n))
+        self._first_input = node
         return node
 
     def insert(
@@ -139,79 +178,90 @@ class Program:
     ) -> fx.Node:
         """A new call of ``target`` just before the node ``before``.
 
+        ``target`` is an operator (``torch.ops.aten.add.Tensor``), or a packet of overloads (``torch.ops.aten.add``),
+        of which the one that takes the arguments is called.
         Its ``meta["val"]`` is computed from its arguments (symbolic sizes kept); its module path and source line are
         those of ``like`` (default: ``before``).
 
         Raises VerifyError when the operator refuses the shapes or dtypes of its arguments.
         """
+        if isinstance(target, OpOverloadPacket):
+            target = _resolve_overload(target, args, kwargs or {})
         with self.graph.inserting_before(before):
             node = self.graph.call_function(target, args, kwargs or {})
         origin = (like or before).meta
-        node.meta = {k: origin[k] for k in ("nn_module_stack", "stack_trace", "custom") if k in origin}
+        node.meta.update((k, origin[k]) for k in ("nn_module_stack", "stack_trace", "custom") if k in origin)
         try:
             node.meta["val"] = self.propagate(node)
         except Exception as error:
             self.graph.erase_node(node)
             raise VerifyError(f"{target} does not accept its arguments: {error}") from error
+        self.made.append(node)
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Every use of ``old`` becomes a use of ``new``; ``old`` is erased.
 
-        Raises VerifyError when shape or dtype would change, so that ``meta["val"]`` of all later nodes stays true.
+        Raises VerifyError when shape or dtype would change, so that ``meta["val"]`` of all later nodes stays true,
+        and when ``new`` reads ``old``, which would then read itself.
         """
+        if old in new._input_nodes:
+            raise VerifyError(
+                f"{new.name} cannot stand for {old.name}, which it reads; use old.replace_all_uses_with(new, "
+                f"delete_user_cb=lambda user: user is not new), made at {source_line(old) or 'an unknown line'}"
+            )
         check_same_value(old, new)
         old.replace_all_uses_with(new)
         if "custom" in old.meta and new.op != "placeholder":
             new.meta.setdefault("custom", old.meta["custom"])
         self.graph.erase_node(old)
 
+    def erase(self, node: fx.Node) -> None:
+        """Erases a call whose result nothing reads. Raises VerifyError when something does, or when it is no call."""
+        if node.op not in ("call_function", "get_attr") or node.users:
+            why = f"is read by {', '.join(n.name for n in node.users)}" if node.users else f"is a {node.op}, not a call"
+            raise VerifyError(f"{node.name} cannot be erased: it {why}; made at {source_line(node) or 'no known line'}")
+        self.graph.erase_node(node)
+
     def erase_dead(self) -> int:
         """Removes calls whose result nothing reads, then constants nothing reads; the inputs stay. Returns the count."""
         before = len(self.graph.nodes)
         for node in reversed(list(self.graph.nodes)):
-            if node.op in ("call_function", "get_attr") and not node.users and not _has_effect(node):
+            if not node.users and node.op in ("call_function", "get_attr") and not _has_effect(node):
                 self.graph.erase_node(node)
-        for node in list(self.graph.nodes):
-            if self.is_constant(node) and not node.users:
-                self._drop_constant(node)
+        dead = [node for node in self._placeholders() if not node.users and self.is_constant(node)]
+        specs = [self._input_specs.pop(node.name) for node in dead]
+        for node in dead:
+            self.graph.erase_node(node)
+        live = {spec.target for spec in self._input_specs.values()} if dead else set()
+        for target in {spec.target for spec in specs} - live:
+            self._state.pop(str(target), None)
+            self._constants.pop(str(target), None)
         return before - len(self.graph.nodes)
-
-    def _drop_constant(self, node: fx.Node) -> None:
-        spec = self._input_specs.pop(node.name)
-        self.graph.erase_node(node)
-        if all(other.target != spec.target for other in self._input_specs.values()):
-            self._state.pop(str(spec.target), None)
-            self._constants.pop(str(spec.target), None)
 
     # ---------------------------------------------------------------- values and shapes
 
     @property
     def fake_mode(self) -> FakeTensorMode:
         """The mode in which every ``meta["val"]`` lives, with its symbolic sizes."""
-        for node in self.graph.nodes:
-            value = node.meta.get("val")
-            if isinstance(value, FakeTensor):
-                return value.fake_mode
-        return FakeTensorMode()
+        return self._values.mode
 
     def propagate(self, node: fx.Node) -> Any:
-        """The value (shape, dtype) that ``node`` has, computed from the values of its arguments."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        assert callable(node.target)
-        # Composite operators in C++ ask for plain sizes, which would fix the symbolic ones; their Python kernels do not.
-        with self.fake_mode, enable_python_dispatcher(), shape_rules(), torch.no_grad():
-            return node.target(*args, **kwargs)
+        """The value (shape, dtype) that ``node`` has, computed from the values of its arguments.
+
+        Calls with arguments of the same form have one and the same value object.
+        """
+        return self._values.value(node)
 
     def run(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Runs the graph operator by operator in eager PyTorch on the flat ``inputs``; returns the flat outputs."""
         feed = iter(inputs)
         args = []
-        for node in self.graph.find_nodes(op="placeholder"):
+        for node in self._placeholders():
             value = self.constant_value(node)
             args.append(next(feed) if value is None else value)
         with torch.no_grad():
-            result: tuple[Any, ...] = fx.Interpreter(self.graph_module).run(*args)
+            result: tuple[Any, ...] = fx.Interpreter(self._root, graph=self.graph).run(*args)
         return result
 
     # ---------------------------------------------------------------- whole programs
@@ -219,12 +269,23 @@ class Program:
     def clone(self) -> Program:
         """An independent program over the same tensors: what a pass does to one is not seen by the other."""
         twin = copy.copy(self)
-        twin.graph_module = copy.deepcopy(self.graph_module)
+        twin.graph = copy_graph(self.graph)
+        twin._root = copy_root(self._root, twin.graph)
+        twin._first_input = None
+        twin._taken = dict(self._taken)
         twin.notes = list(self.notes)
+        twin.made = []
         twin._input_specs = dict(self._input_specs)
         twin._output_specs = list(self._output_specs)
         twin._state = dict(self._state)
         twin._constants = dict(self._constants)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        """A clone with constants of its own; values and symbols are shared, as between all clones."""
+        twin = self.clone()
+        twin._state = copy.deepcopy(self._state, memo)
+        twin._constants = copy.deepcopy(self._constants, memo)
         return twin
 
     def verify(self) -> None:
@@ -237,10 +298,11 @@ class Program:
         except RuntimeError as error:
             raise VerifyError(f"the graph is not well formed: {error}") from error
         for node in self.graph.nodes:
-            if node.op == "placeholder" and node.name not in self._input_specs:
-                raise VerifyError(f"placeholder {node.name} is neither an input nor a constant of the program")
             if node.op == "call_function" and "val" not in node.meta:
                 raise VerifyError(f'{node.name} ({node.target}) has no meta["val"]; use Program.insert')
+        for node in self._placeholders():
+            if node.name not in self._input_specs:
+                raise VerifyError(f"placeholder {node.name} is neither an input nor a constant of the program")
             if self.is_constant(node) and self.constant_value(node) is None:
                 raise VerifyError(f"constant {node.name} has no value")
         counts = (len(self.input_nodes), len(self.output_nodes))
@@ -249,7 +311,7 @@ class Program:
 
     def to_exported(self) -> ExportedProgram:
         """The program as a ``torch.export.ExportedProgram`` of its own, over the same tensors."""
-        module = copy.deepcopy(self.graph_module)
+        module = self.graph_module
         inputs = [self._input_specs[n.name] for n in module.graph.find_nodes(op="placeholder")]
         outputs = [
             OutputSpec(spec.kind, TensorArgument(node.name), spec.target)
@@ -284,7 +346,7 @@ def source_line(node: fx.Node) -> str:
     """``file:line`` of the innermost line of user code that made ``node``, or '' where none was recorded."""
     frames = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     places = [line.split('"')[1] + ":" + line.split("line ")[1].split(",")[0] for line in frames if line[:5] == "File "]
-    own = [place for place in places if "/torch/" not in place]
+    own = [place for place in places if not place.startswith(_NOT_USER_CODE)]
     return (own or places or [""])[-1]
 
 
@@ -293,12 +355,40 @@ def check_same_value(old: fx.Node, new: fx.Node) -> None:
     a, b = old.meta.get("val"), new.meta.get("val")
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return
-    same = a.dtype == b.dtype and a.dim() == b.dim()
-    if not same or not all(statically_known_true(m == n) for m, n in zip(a.shape, b.shape, strict=True)):
+    if a is b:
+        return
+    if a.dtype != b.dtype or a.dim() != b.dim() or not all(map(same_size, a.shape, b.shape)):
         raise VerifyError(
             f"{new.name} {b.dtype}{tuple(b.shape)} cannot stand for {old.name} {a.dtype}{tuple(a.shape)}"
             f" made at {source_line(old) or 'an unknown line'}"
         )
+
+
+def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sizes are known to be equal, without assuming anything about the symbolic ones."""
+    if type(a) is int and type(b) is int:
+        return a == b
+    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and a.node.expr == b.node.expr:
+        return True
+    return statically_known_true(a == b)
+
+
+def _resolve_overload(packet: OpOverloadPacket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+    values, named = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+    try:
+        name = torch._C._jit_resolve_packet(packet._qualified_op_name, *values, **named)
+    except RuntimeError as error:
+        raise VerifyError(f"no overload of {packet} accepts its arguments: {error}") from error
+    overload: Callable[..., Any] = getattr(packet, name)
+    return overload
+
+
+def _fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode()
 
 
 def _has_effect(node: fx.Node) -> bool:

@@ -4,9 +4,10 @@ if __name__ != "fxexport.passes":
 # The built-in passes, one a file, in the order of the default pipeline.
 from fxexport.passes.decompose_grouped_mm import DecomposeGroupedMm
 from fxexport.passes.fold_batchnorm import FoldBatchnorm
+from fxexport.passes.remove_assertions import RemoveAssertions
 from fxexport.passes.remove_dropout import RemoveDropout
 from fxexport.passes.remove_noops import RemoveNoops
 
-PASSES = (DecomposeGroupedMm, RemoveDropout, RemoveNoops, FoldBatchnorm)
+PASSES = (DecomposeGroupedMm, RemoveDropout, RemoveNoops, RemoveAssertions, FoldBatchnorm)
 
-__all__ = ["PASSES", "DecomposeGroupedMm", "FoldBatchnorm", "RemoveDropout", "RemoveNoops"]
+__all__ = ["PASSES", "DecomposeGroupedMm", "FoldBatchnorm", "RemoveAssertions", "RemoveDropout", "RemoveNoops"]

@@ -8,18 +8,15 @@ from typing import ClassVar
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from fxexport.program import Program, module_path
-from fxexport.rewrite import Pass, PassResult
+from fxexport.program import Program
+from fxexport.rewrite import NodePass
 
 aten = torch.ops.aten
-# PyTorch's operator, and the stand-in that Hugging Face registers for dtypes and devices PyTorch's does not serve.
-GROUPED_MM = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 
 
 @dataclass(frozen=True)
-class DecomposeGroupedMm(Pass):
+class DecomposeGroupedMm(NodePass):
     """``grouped_mm(x, w, ends) -> sum over e of where(expert(row) == e, x @ w[e], 0)``.
 
     ``x`` [rows, in], sorted by expert; ``w`` [experts, in, out]; ``ends`` [experts]: the row at which each expert ends.
@@ -29,40 +26,25 @@ class DecomposeGroupedMm(Pass):
 
     name: ClassVar[str] = "decompose-grouped-mm"
     default: ClassVar[bool] = True
+    # PyTorch's operator, and the stand-in that Hugging Face registers for dtypes and devices PyTorch's does not serve.
+    targets: ClassVar = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 
-    def run(self, program: Program) -> PassResult:
-        """Rewrites every grouped product of a matrix with a stack of matrices."""
-        count, notes = 0, []
-        for node in list(program.graph.nodes):
-            if not isinstance(node.target, OpOverload) or node.target._schema.name not in GROUPED_MM:
-                continue
-            if _is_plain(node):
-                program.replace(node, _by_expert(program, node))
-                count += 1
-            else:
-                notes.append(
-                    f"{node.name} in {module_path(node) or 'the model'} stays: not matrix by stack of matrices"
-                )
-        return PassResult(count, tuple(notes))
-
-
-def _is_plain(node: fx.Node) -> bool:
-    operands = [value for value in node.args[:3] if isinstance(value, fx.Node)]
-    others = [*node.args[3:], *node.kwargs.values()]
-    return [v.meta["val"].dim() for v in operands] == [2, 3, 1] and all(value is None for value in others)
-
-
-def _by_expert(program: Program, node: fx.Node) -> fx.Node:
-    x, weight, ends = (value for value in node.args[:3] if isinstance(value, fx.Node))
-    insert = partial(program.insert, before=node)
-    device = {"dtype": torch.int64, "device": ends.meta["val"].device}
-    rows = insert(aten.arange.default, (insert(aten.sym_size.int, (x, 0)),), device)
-    ended = insert(aten.ge.Tensor, (insert(aten.unsqueeze.default, (rows, 1)), ends))
-    expert = insert(aten.unsqueeze.default, (insert(aten.sum.dim_IntList, (ended, [1])), 1))
-    total: fx.Node | None = None
-    for index in range(weight.meta["val"].shape[0]):
-        product = insert(aten.mm.default, (x, insert(aten.select.int, (weight, 0, index))))
-        own = insert(aten.where.ScalarOther, (insert(aten.eq.Scalar, (expert, index)), product, 0.0))
-        total = own if total is None else insert(aten.add.Tensor, (total, own))
-    assert total is not None, "a stack of matrices has at least one"
-    return total
+    def rewrite(self, program: Program, node: fx.Node) -> fx.Node | str:
+        """The sum over experts."""
+        operands = [value for value in node.args[:3] if isinstance(value, fx.Node)]
+        others = [*node.args[3:], *node.kwargs.values()]
+        if [v.meta["val"].dim() for v in operands] != [2, 3, 1] or any(value is not None for value in others):
+            return "it is not a matrix times a stack of matrices"
+        x, weight, ends = operands
+        insert = partial(program.insert, before=node)
+        device = {"dtype": torch.int64, "device": ends.meta["val"].device}
+        rows = insert(aten.arange.default, (insert(aten.sym_size.int, (x, 0)),), device)
+        ended = insert(aten.ge.Tensor, (insert(aten.unsqueeze.default, (rows, 1)), ends))
+        expert = insert(aten.unsqueeze.default, (insert(aten.sum.dim_IntList, (ended, [1])), 1))
+        total: fx.Node | None = None
+        for index in range(weight.meta["val"].shape[0]):
+            product = insert(aten.mm.default, (x, insert(aten.select.int, (weight, 0, index))))
+            own = insert(aten.where.ScalarOther, (insert(aten.eq.Scalar, (expert, index)), product, 0.0))
+            total = own if total is None else insert(aten.add.Tensor, (total, own))
+        assert total is not None, "a stack of matrices has at least one"
+        return total

@@ -78,6 +78,7 @@ def folded():
 def linear(): return nn.Linear(3, 2), torch.ones(4, 3)
 def random(): return Random(), torch.ones(2, 3)
 def branch(): return Branch(), torch.ones(2, 3)
+def stack(): return nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(3))), torch.ones(2, 3)
 def slow(): return Slow(), torch.ones(2, 3)
 def sleeps():
     open("started", "w").close()
@@ -92,10 +93,40 @@ number = 7
 '''
 
 
+PASSES = '''
+from dataclasses import dataclass
+import torch
+from fxexport.program import module_path
+from fxexport.rewrite import NodePass
+
+aten = torch.ops.aten
+
+@dataclass(frozen=True)
+class ReluToClamp(NodePass):
+    """relu(x) -> clamp_min(x, 0), but in one module."""
+    name = "relu-to-clamp"
+    targets = (aten.relu.default,)
+    skip: str = "2.1"
+    def rewrite(self, program, node):
+        if module_path(node) == self.skip:
+            return f"{self.skip} is left alone"
+        return program.insert(aten.clamp_min.default, (node.args[0], 0), before=node)
+
+@dataclass(frozen=True)
+class Broken(NodePass):
+    """relu(x) -> an error"""
+    name = "broken"
+    targets = (aten.relu.default,)
+    def rewrite(self, program, node):
+        raise KeyError("weight")
+'''
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     folder.joinpath("cli_zoo.py").write_text(MODELS)
+    folder.joinpath("cli_rules.py").write_text(PASSES)
     folder.joinpath("cli_broken.py").write_text("import no_such_package_at_all\n")
     folder.joinpath("cli_garbled.py").write_text("def f(:\n")
     return folder
@@ -458,6 +489,84 @@ def test_passes_lists_every_registered_pass() -> None:
     assert passes["remove-dropout"]["rewrite"].startswith("dropout(x, p, train=False) -> x")
     text = run("passes").stdout
     assert all(name in text for name in passes)
+
+
+# ---------------------------------------------------------------- explain, diff
+
+CLAMP = ("cli_zoo:stack", "--pass", "cli_rules:ReluToClamp")
+
+
+def test_explain_says_where_and_why_not() -> None:
+    result = run("explain", *CLAMP)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0][:7] == ["relu-to-clamp:", "2", "rewritten,", "1", "near", "miss,", "6"]
+    assert ["2", "aten.relu", "{0,1}.1"] in lines
+    assert ["1", "1", "of", "1", "2.1", "2.1", "is", "left", "alone"] in lines
+    stages = [line.split(":")[0] for line in result.stderr.splitlines()]
+    assert stages == ["loading", "capture", "passes", "done"]
+
+
+def test_explain_as_json_with_options_and_earlier_passes() -> None:
+    spec = ("--pass", "cli_rules:ReluToClamp{skip=0.1}", "--dynamic", "input:batch,_", "--json", "--quiet")
+    (first,) = json.loads(run("explain", "cli_zoo:stack", *spec).stdout)["passes"]
+    assert [each["module"] for each in first["rewrites"]] == ["1.1", "2.1"]
+    assert [each["reason"] for each in first["near_misses"]] == ["0.1 is left alone"]
+    assert first["looks_for"]["aten.relu.default"]["calls"] == 3
+    words = ("explain", "cli_zoo:stack", *spec, "--first", "cli_rules:ReluToClamp{skip=1.1}")
+    (second,) = json.loads(run(*words).stdout)["passes"]
+    assert [each["module"] for each in second["rewrites"]] == ["1.1"]
+
+
+def test_explain_of_several_passes_and_in_vain() -> None:
+    text = run("explain", "cli_zoo:stack", "--pass", "remove-noops,cli_rules:ReluToClamp", "-q").stdout
+    assert [line.split(":")[0] for line in text.splitlines()] == ["remove-noops", "relu-to-clamp"]
+    assert "aten.dropout" in run("explain", "cli_zoo:stack", "--pass", "remove-dropout").stdout
+
+
+def test_a_pass_that_fails_is_an_error_or_is_told(tmp_path: Path) -> None:
+    words = ("cli_zoo:stack", "--pass", "cli_rules:Broken")
+    for command in ("explain", "diff"):
+        assert "error: pass broken at relu" in run(command, *words, status=1).stderr
+        assert "rolled back" in run(command, *words, "--on-error", "skip").stdout
+    assert "nothing changed: 6 nodes" in run("diff", *words, "--on-error", "skip").stdout
+
+
+def test_diff_shows_the_lines_that_changed(tmp_path: Path) -> None:
+    result = run("diff", *CLAMP, "--context", "0", "--dynamic", "input:batch,_")
+    head, counts, *lines = result.stdout.splitlines()
+    assert head.startswith("relu-to-clamp: 2 rewritten")
+    assert counts == "nodes 6 -> 6: aten.relu 3 -> 1, aten.clamp_min 0 -> 2"
+    assert lines[1:3] == [
+        "-relu: f32[batch, 3] = aten.relu(linear)  # 0.1",
+        "-linear_1: f32[batch, 3] = aten.linear(relu, 1.0.weight, 1.0.bias)  # 1.0",
+    ]
+    data = json.loads(run("diff", *CLAMP, "--json").stdout)
+    assert data["operators"] == {"aten.relu": {"before": 3, "after": 1}, "aten.clamp_min": {"before": 0, "after": 2}}
+    assert [each["module"] for each in data["places"]] == ["0.1", "1.1"]
+
+
+def test_diff_draws_where_it_may(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("diff", *CLAMP, "-q", "--svg", str(tmp_path / "a.svg"))
+    assert "aten.clamp_min" in (tmp_path / "a.svg").read_text()
+    refused = run("diff", "cli_zoo:raises", "--pass", "none", "--svg", str(tmp_path / "a.png"), status=2)
+    assert "unknown suffix '.png'" in refused.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["a.svg"]
+
+
+@pytest.mark.parametrize("command", ["explain", "diff"])
+def test_what_cannot_be_read_is_refused_before_the_factory_runs(command: str) -> None:
+    for words in (["--pass", "nope"], ["--pass", "none", "--first", "nope"], ["--pass", "none", "--dynamic", "x"]):
+        assert "ZeroDivisionError" not in run(command, "cli_zoo:raises", *words, status=2).stderr
+    assert "Missing option '--pass'" in run(command, "cli_zoo:stack", status=2).stderr
+
+
+def test_compile_checks_each_pass_when_asked_to() -> None:
+    words = ("compile", "cli_zoo:folded", "-o", "each.onnx", "--passes", "fold-batchnorm", "--json")
+    (record,) = json.loads(run(*words, "--check", "each").stdout)["passes"]
+    assert 0 < record["delta"] < 1e-4
+    (record,) = json.loads(run(*words).stdout)["passes"]
+    assert record["delta"] is None
 
 
 # ---------------------------------------------------------------- the process

@@ -104,7 +104,7 @@ def test_commands_of_the_readme_exist() -> None:
     """They name models of the reader's own, so only the options are checked."""
     commands = [line for _, text, _ in blocks(ROOT / "README.md", "sh") for line in text.splitlines()]
     used = {shlex.split(line)[1] for line in commands if line.startswith("fxexport ")}
-    assert used == {"compile", "show", "verify", "passes"}
+    assert used == {"compile", "show", "verify", "passes", "explain", "diff"}
     for command in sorted(used):
         assert run_module([command, "--help"], ROOT).returncode == 0
 

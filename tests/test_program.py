@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 
@@ -91,9 +92,7 @@ def test_clones_are_independent(program: Program, net: Net) -> None:
     twin.add_constant("extra", torch.ones(1))
     twin.notes.append("changed")
     twin.erase_dead()
-    twin.graph_module.meta["mark"] = True
     assert str(program) == text
-    assert "mark" not in program.graph_module.meta
     assert "extra" not in program.constants()
     torch.testing.assert_close(program.run(X, Y)[0], net(X, Y)[0])
     torch.testing.assert_close(twin.run(X, Y)[0], net.layer(X).tanh() + net.offset)
@@ -107,6 +106,67 @@ def test_a_clone_shares_tensors_and_symbols(program: Program) -> None:
     assert twin.fake_mode is program.fake_mode
     for name, tensor in program.constants().items():
         assert twin.constants()[name].data_ptr() == tensor.data_ptr()
+
+
+def test_a_clone_keeps_names_order_and_users(program: Program) -> None:
+    """Also names that Python or an erased node has: a copy through fx would give others."""
+    program.input_nodes[0].name = "input"
+    program._input_specs["input"] = program._input_specs["x"]
+    relu = only(program, aten.relu.default)
+    gone = program.insert(aten.tanh.default, relu.args, before=relu)
+    program.erase(gone)
+    twin = program.clone()
+    nodes, copies = list(program.graph.nodes), list(twin.graph.nodes)
+    assert [str(n.format_node()) for n in copies] == [str(n.format_node()) for n in nodes]
+    assert [[u.name for u in n.users] for n in copies] == [[u.name for u in n.users] for n in nodes]
+    assert all(a.meta == b.meta and a.meta is not b.meta for a, b in zip(nodes, copies, strict=True))
+    assert not set(nodes) & set(copies)
+    assert len(twin.graph.nodes) == len(program.graph.nodes) == len(nodes)
+    assert sorted(copies) == copies
+    relu = only(twin, aten.relu.default)
+    assert twin.insert(aten.tanh.default, relu.args, before=relu).name == "tanh_default_1"
+    assert twin.insert(aten.tanh.default, relu.args, before=relu).name == "tanh_default_2"
+    twin.erase_dead()
+    twin.verify()
+
+
+def test_a_deep_copy_has_constants_of_its_own(program: Program) -> None:
+    twin = copy.deepcopy(program)
+    twin.verify()
+    assert str(twin) == str(program)
+    assert torch.equal(twin.run(X, Y)[0], program.run(X, Y)[0])
+    for name, tensor in program.constants().items():
+        assert twin.constants()[name].data_ptr() != tensor.data_ptr()
+
+
+def test_a_clone_has_branches_of_its_own() -> None:
+    class Choice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda a: a + 1, lambda a: a - 1, (x,))
+
+    program = capture(Choice(), (X,))
+    twin = program.clone()
+    for branch in (n for n in twin.graph.nodes if n.op == "get_attr"):
+        module = getattr(twin._root, branch.target)
+        for node in module.graph.nodes:
+            if node.op == "call_function":
+                node.target = aten.mul.Tensor
+        module.recompile()
+    twin.verify()
+    assert torch.equal(program.run(torch.ones(3, 4))[0], torch.full((3, 4), 2.0))
+    assert torch.equal(twin.run(torch.ones(3, 4))[0], torch.ones(3, 4))
+    assert torch.equal(twin.to_exported().module()(torch.ones(3, 4))[0], torch.ones(3, 4))
+    del twin._root._modules[branch.target]
+    with pytest.raises(VerifyError, match="nonexistent attribute"):
+        twin.verify()
+
+
+def test_the_graph_module_is_a_copy(program: Program, net: Net) -> None:
+    module, text = program.graph_module, str(program)
+    assert torch.equal(module(*program.constants().values(), X, Y)[0], net(X, Y)[0])
+    module.graph.erase_node(module.graph.output_node())
+    assert str(program) == text
+    program.verify()
 
 
 # ---------------------------------------------------------------- editing
@@ -132,6 +192,82 @@ def test_constant_names_are_unique(program: Program) -> None:
     assert names == ["layer.weight_1", "layer.weight_2"]
     assert float(program.constants()["layer.weight_2"]) == 1.0
     program.verify()
+
+
+def test_many_constants_keep_their_place_and_their_names(program: Program) -> None:
+    inputs = program.input_nodes
+    made = [program.add_constant(name, torch.ones(1)) for name in ("w", "w", "w_1", "w", "offset") for _ in range(2)]
+    names = [program.constant_name(node) for node in made]
+    assert names[:3] == ["w", "w_1", "w_2"]
+    assert len({*names, "offset"}) == len(names) + 1
+    twin = program.clone()
+    last = twin.add_constant("w", torch.ones(1))
+    assert twin.constant_name(last) not in names
+    placeholders = [n.name for n in twin.graph.nodes if n.op == "placeholder"]
+    assert placeholders[-2:] == [n.name for n in inputs]
+    assert placeholders[-3] == last.name
+    twin.verify()
+
+
+def test_constants_bytes_counts_shared_memory_once(program: Program) -> None:
+    assert program.constants_bytes() == 4 * (16 + 4 + 4)
+    base = torch.zeros(100)
+    program.add_constant("a", base[:10])
+    program.add_constant("b", base[5:])
+    assert program.constants_bytes() == 4 * (24 + 100)
+    program.erase_dead()
+    assert program.constants_bytes() == 4 * 24
+
+
+def test_erase_takes_calls_that_nothing_reads(program: Program) -> None:
+    relu = only(program, aten.relu.default)
+    new = program.insert(aten.tanh.default, relu.args, before=relu)
+    program.erase(new)
+    assert not list(program.find(aten.tanh.default))
+    with pytest.raises(VerifyError, match=r"relu cannot be erased: it is read by add.*test_program.py:\d+"):
+        program.erase(relu)
+    for node in (program.input_nodes[0], program.graph.output_node()):
+        with pytest.raises(VerifyError, match=r"is a (placeholder|output), not a call|is read by"):
+            program.erase(node)
+    program.verify()
+
+
+def test_find_is_in_graph_order_and_safe_while_editing(program: Program) -> None:
+    relu = only(program, aten.relu.default)
+    new = program.insert(aten.tanh.default, relu.args, before=relu)
+    program.insert(aten.tanh.default, relu.args, before=new)
+    targets = (aten.relu.default, aten.tanh.default, aten.linear.default)
+    found = list(program.find(*targets))
+    assert found == [n for n in program.graph.nodes if n.target in targets]
+    seen = []
+    for node in program.find(*targets):
+        seen.append(node)
+        if node is found[0]:
+            program.erase(new)
+    assert seen == [n for n in found if n is not new]
+
+
+def test_replace_refuses_a_node_that_reads_the_old_one(program: Program) -> None:
+    relu = only(program, aten.relu.default)
+    new = program.insert(aten.tanh.default, (relu,), before=relu.next)
+    with pytest.raises(VerifyError, match="tanh_default cannot stand for relu, which it reads"):
+        program.replace(relu, new)
+    program.verify()
+
+
+@pytest.mark.parametrize(
+    ("packet", "rest", "overload"),
+    [
+        (aten.relu, (), aten.relu.default),
+        (aten.add, (1.0,), aten.add.Tensor),
+        (aten.transpose, (0, 1), aten.transpose.int),
+    ],
+)
+def test_insert_chooses_the_overload(program: Program, packet, rest, overload) -> None:
+    relu = only(program, aten.relu.default)
+    assert program.insert(packet, (relu.args[0], *rest), before=relu).target is overload
+    with pytest.raises(VerifyError, match=r"no overload of aten\.mm accepts its arguments"):
+        program.insert(aten.mm, (relu.args[0],), before=relu)
 
 
 def test_insert_knows_symbolic_shapes_and_keeps_the_origin(program: Program) -> None:

@@ -24,12 +24,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxexport.capture.inline_blocks import inline_blocks
+from fxexport.errors import CaptureError
 from fxexport.shape_rules import shape_rules
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 # These may return their argument itself, which their schemas do not say.
 _RETURNS_ITS_INPUT = {*_DROPOUTS, aten.pad.default}
+_HIDDEN = (aten.detach.default, aten.alias.default)
 # A view, and the operator that gives its base with the viewed part exchanged; same arguments after the first.
 _SCATTER = {
     aten.slice.Tensor: aten.slice_scatter.default,
@@ -64,6 +66,31 @@ def functionalize(exported: ExportedProgram, names: Sequence[str] = ()) -> tuple
         _make_functional(graph, node)
     exported.graph_module.recompile()
     return exported, list(notes)
+
+
+def make_writes_functional(graph: fx.Graph) -> None:
+    """Rewrites every write of a graph where it stands.
+
+    Raises CaptureError for a write that needs more than that: one into a view that is read afterwards.
+    """
+    if any(map(_is_write, graph.nodes)):
+        _plain_aliases(graph)
+    for node in list(graph.nodes):
+        if _is_write(node):
+            base = _base_and_views(node.args[0])[0]
+            if (
+                not _is_simple(node) or base.op == "get_attr" or base.target in _HIDDEN
+            ):  # what is written through `.data` is not seen in the tensor itself
+                raise CaptureError(f"{node.name} ({node.target}) writes into a tensor that other views of it show")
+            known = set(graph.nodes)
+            _make_functional(graph, node)
+            for new in [node, *(other for other in graph.nodes if other not in known)]:
+                new.meta["val"] = _unshared(new.meta["val"])  # what it wrote into is another tensor from here on
+
+
+def _unshared(value: torch.Tensor) -> torch.Tensor:
+    with value.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def _undeclared_views(graph: fx.Graph) -> dict[Any, Any]:

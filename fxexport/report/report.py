@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from fxexport.blame import Blame
+from fxexport.capture.private_copy import preserved_process_state
 from fxexport.rewrite import PassRecord
 from fxexport.signature import Signature
 from fxexport.validation import ValidationReport
@@ -23,6 +25,7 @@ class Report:
         notes: assumptions, fixed dimensions, dropped outputs, state: whatever was not taken literally.
         files: published files with their sizes in bytes.
         nodes: operator calls captured, and operator calls after the passes.
+        blame: the first wrong rewrite, where the validation failed and it was found.
     """
 
     path: Path
@@ -33,6 +36,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     nodes: tuple[int, int] = (0, 0)
     validation: ValidationReport | None = None
+    blame: Blame | None = None
     stages: dict[str, float] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -57,12 +61,14 @@ class Report:
             "passes": [record.to_json() for record in self.passes],
             "notes": self.notes,
             "validation": self.validation.to_json() if self.validation else None,
+            "blame": self.blame.to_json() if self.blame else None,
             "seconds": self.stages,
             "files": self.files,
             "versions": self.versions,
         }
 
     def __str__(self) -> str:
-        from fxexport.report.text import render
+        with preserved_process_state():  # rich draws random numbers
+            from fxexport.report.text import render
 
-        return render(self)
+            return render(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.text import Text
 
+from fxexport.report.explanation import merged_modules, sorted_out
 from fxexport.report.layout import Part, bullets, digits, heading, human_size, paragraph, table
+from fxexport.report.program_text import shown_place, shown_text
 from fxexport.report.report import Report
 from fxexport.rewrite import PassRecord
 from fxexport.signature import Signature, TensorSpec, dtype_name
@@ -20,6 +23,7 @@ from fxexport.validation import OutputComparison, PointResult, ValidationReport
 _WIDTH = 110
 _EVERY_OUTPUT = 2  # up to this many outputs each has a row for every point; of more, only the worst
 _NUMBERS = (">max abs", ">max rel", ">ULP", ">of tol.")
+_MODULES = 3  # modules that are named for one pass
 _REASONS = 5  # failing outputs that are explained for one point
 
 
@@ -130,13 +134,17 @@ def notes_parts(notes: Sequence[str]) -> list[Part]:
     return [heading("What was not taken literally"), bullets(list(dict.fromkeys(notes)) or ["nothing"])]
 
 
-def _passes(records: Sequence[PassRecord], nodes: tuple[int, int]) -> list[Part]:
+def _passes(found: Sequence[PassRecord], nodes: tuple[int, int]) -> list[Part]:
+    records = [sorted_out(record)[0] for record in found]
     rows = [
         (
             record.name,
             "FAILED" if record.error else str(record.count),
+            str(record.near_miss_count or ""),
             f"{record.nodes_before} -> {record.nodes_after}",
             digits(record.seconds * 1e3),
+            "" if record.delta is None else digits(record.delta),
+            _where(record),
             "; ".join((*record.notes, *([f"rolled back: {record.error}"] if record.error else []))),
         )
         for record in records
@@ -146,11 +154,37 @@ def _passes(records: Sequence[PassRecord], nodes: tuple[int, int]) -> list[Part]
     total = (
         "all",
         str(sum(record.count for record in records)),
+        str(sum(record.near_miss_count for record in records) or ""),
         f"{nodes[0]} -> {nodes[1]}",
         digits(sum(record.seconds for record in records) * 1e3),
-        "",
+        *("", "", ""),
     )
-    return [heading("Passes"), table(("pass", ">rewritten", ">nodes", ">ms", "~notes"), [*rows, total])]
+    left = _left_alone(records)
+    return [heading("Passes"), table(_PASSES, [*rows, total]), *([bullets(left)] if left else [])]
+
+
+def _left_alone(records: Sequence[PassRecord]) -> list[str]:
+    """Places that a pass was asked to rewrite and did not, with its reason; places that only look alike do not count."""
+    reasons = Counter(
+        (record.name, shown_text(miss.reason), miss.module or shown_place(miss.line) or miss.node)
+        for record in records
+        for miss in record.near_misses
+        if miss.matched == miss.total
+    )
+    texts = [f"{name} left {place} alone: {reason}" for name, reason, place in reasons]
+    more = [f"{len(texts) - _LEFT} more: fxexport explain shows them"] if len(texts) > _LEFT else []
+    return texts[:_LEFT] + more
+
+
+_LEFT = 5
+_PASSES = ("pass", ">rewritten", ">near misses", ">nodes", ">ms", ">moved outputs by", "~in modules", "~notes")
+
+
+def _where(record: PassRecord) -> str:
+    """The user's modules that were rewritten, briefly: ``blocks.{0..5}.norm, head and 3 more``."""
+    places = merged_modules(rewrite.module for rewrite in record.rewrites)
+    more = f" and {len(places) - _MODULES} more" if len(places) > _MODULES else ""
+    return ", ".join(places[:_MODULES]) + more
 
 
 def _files(files: Mapping[str, int]) -> list[Part]:

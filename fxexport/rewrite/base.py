@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, get_origin
 
 import torch
 from torch import fx
 
+from fxexport.errors import InputError
 from fxexport.program import Program
+from fxexport.rewrite.ledger import NearMiss, Rewrite
+from fxexport.rewrite.pipeline_text import spell
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did: how many places it rewrote, and notes for the report (what it left alone, and why)."""
+    """What a pass did: how many places it rewrote, and notes for the report (what it left alone, and why).
+
+    ``rewrites`` and ``near_misses`` are filled in by NodePass and PatternPass; a pass of another form may leave them out.
+    """
 
     count: int
     notes: tuple[str, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()
+    near_miss_count: int = 0
 
     @property
     def modified(self) -> bool:
@@ -33,11 +45,22 @@ class Pass(ABC):
     ``name`` is the command-line spelling (``fold-batchnorm``), dataclass fields are the options
     (``fold-batchnorm{into_next=false}``), and the docstring draws the rewrite and says when it is exact.
     ``default`` says whether a pass of the built-in library is part of the default pipeline; a pass from
-    elsewhere runs only where it is named.
+    elsewhere runs only where it is named. ``after`` and ``before`` name passes that it must not precede or
+    follow where both are in a pipeline.
+
+    To make an instance raises InputError where the class has no name that a pipeline can spell, or annotated fields
+    that are no options because it is no dataclass.
     """
 
     name: ClassVar[str]
     default: ClassVar[bool] = False
+    after: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Not in __post_init__: a forgotten @dataclass would first be a TypeError about an unexpected argument.
+        _check_class(cls)
+        return super().__new__(cls)
 
     @abstractmethod
     def run(self, program: Program) -> PassResult:
@@ -49,8 +72,51 @@ class Pass(ABC):
         return [f.name for f in fields(cls)]
 
     def __str__(self) -> str:
-        options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        options = [
+            f"{f.name}={spell(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default
+        ]
         return self.name + (f"{{{','.join(options)}}}" if options else "")
+
+
+def _check_class(cls: type[Pass]) -> None:
+    name, where = getattr(cls, "name", None), f"{cls.__module__}.{cls.__qualname__}"
+    if not isinstance(name, str):
+        raise InputError(
+            f"the pass {where} has no name; give the class one, such as `name = {_dashed(cls.__name__)!r}`"
+        )
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"the pass {where} is named {name!r}, which a pipeline cannot spell; use letters, digits, `-`, `_` and `.` only"
+        )
+    for owner in cls.__mro__:
+        if "__dataclass_fields__" not in vars(owner) and (lost := _fields_of(owner)):
+            raise InputError(
+                f"{', '.join(lost)} of {owner.__module__}.{owner.__qualname__} cannot be set: write "
+                "@dataclass(frozen=True) above the class to make them options of the pass, or annotate them as ClassVar"
+            )
+
+
+_NAME = re.compile(r"[\w.\-]+")  # as in pipeline_text
+
+
+def _dashed(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+
+
+def _fields_of(cls: type) -> list[str]:
+    """What ``cls`` annotates as dataclass fields are; a constant of the base classes (``name: str``) stays one."""
+    constants = {name for base in cls.__mro__[1:] for name, hint in _hints(base).items() if _is_constant(hint)}
+    return [name for name, hint in _hints(cls).items() if name not in constants and not _is_constant(hint)]
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return inspect.get_annotations(cls) if issubclass(cls, Pass) else {}
+
+
+def _is_constant(hint: Any) -> bool:
+    if isinstance(hint, str):
+        return re.match(r"(\w+\.)?ClassVar\b", hint) is not None
+    return hint is ClassVar or get_origin(hint) is ClassVar
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -60,13 +126,20 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     """
     if not isinstance(node.target, torch._ops.OpOverload):
         raise TypeError(f"{node.name} calls {node.target}, which has no operator schema")
-    found: dict[str, Any] = {}
-    for position, argument in enumerate(node.target._schema.arguments):
-        if position < len(node.args) and not argument.kwarg_only:
-            found[argument.name] = node.args[position]
-        else:
-            found[argument.name] = node.kwargs.get(argument.name, _default(argument))
+    positional, found, _ = parameters(node.target)
+    found = dict(found)
+    found.update(zip(positional, node.args, strict=False))
+    found.update(node.kwargs)
     return found
+
+
+@functools.cache
+def parameters(target: torch._ops.OpOverload) -> tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]:
+    """The names of an operator's positional arguments, all with their defaults (or None), the names of all."""
+    schema = target._schema.arguments
+    positional = tuple(argument.name for argument in schema if not argument.kwarg_only)
+    defaults = {argument.name: _default(argument) for argument in schema}
+    return positional, defaults, tuple(defaults)
 
 
 _MEMORY_FORMATS = (

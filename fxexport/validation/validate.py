@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ import torch
 from fxexport.capture.reference import Reference, Tensors
 from fxexport.errors import ValidationError
 from fxexport.signature import Signature
-from fxexport.validation.compare import OutputComparison, Tolerance, compare_outputs, tolerance_for
+from fxexport.validation.compare import OutputComparison
+from fxexport.validation.numbers import Scales
 from fxexport.validation.runner import ArtifactProcess
 from fxexport.validation.sweep import FRESH, Point, example_sizes, points
 
@@ -107,7 +108,7 @@ def validate(
         report.points.append(PointResult("load", {}, error=str(error)))
         return report
     report.runtime, report.providers = loaded.versions, loaded.providers
-    judge = _Judge(process, reference, signature, frozenset(unstable), rtol, atol)
+    judge = _Judge(process, reference, signature, Scales(rtol, atol, frozenset(unstable)))
     declared = {d.name for d in signature.dimensions if d.declared}
     own = example_sizes(signature, examples)
     for point in points(signature, examples, sizes=sizes):
@@ -132,9 +133,7 @@ class _Judge:
     process: ArtifactProcess
     reference: Reference
     signature: Signature
-    unstable: frozenset[str]
-    rtol: float | None
-    atol: float | None
+    scales: Scales
 
     def check(self, point: Point, expected: Tensors | None) -> PointResult:
         """Eager and artifact on one point."""
@@ -149,7 +148,9 @@ class _Judge:
             got = self._run(point)
         except ValidationError as error:
             return PointResult(point.label, sizes, error=str(error))
-        return PointResult(point.label, sizes, tuple(self._compare(point, expected, got)))
+        names = [spec.name for spec in self.signature.outputs]
+        results = self.scales.compare(names, expected, got, lambda: self.reference.run(point.inputs, double=True))
+        return PointResult(point.label, sizes, tuple(results))
 
     def _run(self, point: Point) -> list[torch.Tensor]:
         names = [spec.name for spec in self.signature.inputs]
@@ -160,34 +161,3 @@ class _Judge:
         if set(outputs) != set(wanted):
             raise ValidationError(f"the artifact's outputs are {list(outputs)}, expected {wanted}")
         return [outputs[name] for name in wanted]
-
-    def _compare(self, point: Point, expected: Tensors, got: list[torch.Tensor]) -> list[OutputComparison]:
-        names = [spec.name for spec in self.signature.outputs]
-        want = [tensor.cpu() for tensor in expected]
-        random = {
-            i
-            for i, name in enumerate(names)
-            if name in self.unstable and (want[i].shape, want[i].dtype) == (got[i].shape, got[i].dtype)
-        }
-        want = [got[i] if i in random else tensor for i, tensor in enumerate(want)]
-        results = self._judged(names, want, got, point)
-        return [replace(r, judge="shape and dtype only") if i in random else r for i, r in enumerate(results)]
-
-    def _judged(
-        self, names: list[str], want: list[torch.Tensor], got: list[torch.Tensor], point: Point
-    ) -> list[OutputComparison]:
-        results = compare_outputs(names, want, got, self._tolerance)
-        if all(result.passed for result in results) or self.rtol is not None or self.atol is not None:
-            return results
-        doubles = self._float64(point)
-        return results if doubles is None else compare_outputs(names, want, got, self._tolerance, doubles)
-
-    def _tolerance(self, dtype: torch.dtype) -> Tolerance:
-        return tolerance_for(dtype, self.rtol, self.atol)
-
-    def _float64(self, point: Point) -> list[torch.Tensor | None] | None:
-        """The same point in float64 eager, or None where the model cannot run in float64."""
-        try:
-            return [tensor.cpu() for tensor in self.reference.run(point.inputs, double=True)]
-        except Exception:  # noqa: BLE001 - a model with fixed dtypes has no float64 form; the strict verdict stands
-            return None

@@ -169,10 +169,8 @@ def test_fault_34_a_failing_export_keeps_the_old_file_and_the_evidence(out: Path
     kept = out.with_name("model.onnx.rejected")
     assert str(kept) in str(caught.value)
     assert sorted(p.name for p in kept.iterdir() if not p.name.startswith(".")) == [
-        "inputs.pt",
-        "model.onnx",
-        "report.json",
-        "report.txt",
+        *("after.pt2", "before.pt2", "expected.pt", "inputs.pt"),
+        *("model.onnx", "report.json", "report.txt", "repro.json", "repro.py"),
     ]
     report = json.loads((kept / "report.json").read_text())
     assert not report["validation"]["passed"]

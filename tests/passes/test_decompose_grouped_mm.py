@@ -45,6 +45,7 @@ def test_every_row_meets_its_own_expert() -> None:
     program = assert_rewrites(
         DecomposeGroupedMm(),
         Experts(4),
+        None,
         inputs,
         gone=(torch.ops.transformers.grouped_mm_fallback.default,),
         ops={aten.mm.default: 4},
@@ -59,7 +60,7 @@ def test_rows_of_other_experts_do_not_leak_not_even_as_nan() -> None:
     with torch.no_grad():
         model.weight[1] = float("inf")
     x, choice = torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)
-    program = assert_rewrites(DecomposeGroupedMm(), model, (x, choice), count=1)
+    program = assert_rewrites(DecomposeGroupedMm(), model, None, (x, choice), count=1)
     assert program.run(x, choice)[0].isfinite().all()
 
 

@@ -76,7 +76,7 @@ def test_folds_into_the_layer_before(name: str) -> None:
     layer, dims = LAYERS[name]
     channels = layer.out_channels
     model = nn.Sequential(layer, norm(channels, dims), nn.ReLU())
-    program = assert_rewrites(FoldBatchnorm(), model, image(4, dims), gone=[BN], count=1, ops={MUL: 0, ADD: 0})
+    program = assert_rewrites(FoldBatchnorm(), model, None, image(4, dims), gone=[BN], count=1, ops={MUL: 0, ADD: 0})
     assert set(program.constants()) == {"0.weight_folded", "0.bias_folded"}
 
 
@@ -84,6 +84,7 @@ def test_keeps_a_dynamic_batch() -> None:
     program = assert_rewrites(
         FoldBatchnorm(),
         nn.Sequential(nn.Conv2d(4, 6, 3), norm(6)),
+        None,
         image(),
         gone=[BN],
         dynamic={"input": {0: "batch"}},
@@ -95,7 +96,7 @@ def test_keeps_a_dynamic_batch() -> None:
 
 def test_folds_into_linear_before() -> None:
     model = nn.Sequential(nn.Linear(4, 5), norm(5, 1))
-    assert_rewrites(FoldBatchnorm(), model, (torch.randn(3, 4),), gone=[BN], count=1, ops={MUL: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(3, 4),), gone=[BN], count=1, ops={MUL: 0})
 
 
 def test_folds_into_the_general_convolution() -> None:
@@ -111,18 +112,20 @@ def test_folds_into_the_general_convolution() -> None:
         b=nn.ConvTranspose2d(6, 4, 3, groups=2),
         nb=norm(4),
     )
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2, ops={aten.convolution.default: 2, MUL: 0})
+    assert_rewrites(
+        FoldBatchnorm(), model, None, image(), gone=[BN], count=2, ops={aten.convolution.default: 2, MUL: 0}
+    )
 
 
 def test_one_conv_called_twice_gets_two_sets_of_constants() -> None:
     model = Call(lambda m, x: m.b1(m.conv(x)) + m.b2(m.conv(x * 2)), conv=nn.Conv2d(4, 4, 3), b1=norm(4), b2=norm(4))
-    program = assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2, ops={aten.conv2d.default: 2})
+    program = assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=2, ops={aten.conv2d.default: 2})
     assert len(program.constants()) == 4
 
 
 def test_one_pair_called_twice_shares_its_constants() -> None:
     model = Call(lambda m, x: m.bn(m.conv(x)) + m.bn(m.conv(x * 2)), conv=nn.Conv2d(4, 4, 3), bn=norm(4))
-    program = assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2)
+    program = assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=2)
     assert len(program.constants()) == 2
 
 
@@ -133,12 +136,12 @@ def test_one_weight_in_a_conv_and_a_transposed_conv() -> None:
         conv=nn.Conv2d(4, 4, 3, bias=False),
         bn=norm(4),
     )
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2, ops={MUL: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=2, ops={MUL: 0})
 
 
 def test_one_conv_called_twice_with_and_without_batchnorm() -> None:
     model = Call(lambda m, x: m.bn(m.conv(x)) + m.conv(x * 2), conv=nn.Conv2d(4, 4, 3), bn=norm(4))
-    program = assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1)
+    program = assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=1)
     assert "conv.weight" in program.constants()
 
 
@@ -149,17 +152,19 @@ def test_one_batchnorm_shared_by_two_convs() -> None:
         b=nn.Conv2d(4, 4, 3, bias=False),
         bn=norm(4),
     )
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2, ops={MUL: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=2, ops={MUL: 0})
 
 
 def test_two_batchnorms_in_a_row() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), norm(6), norm(6))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2, ops={MUL: 0, ADD: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=2, ops={MUL: 0, ADD: 0})
 
 
 def test_through_dropout_and_identity() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Dropout(0.5), nn.Identity(), norm(6))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], ops={MUL: 0}, after=[RemoveDropout(), RemoveNoops()])
+    assert_rewrites(
+        FoldBatchnorm(), model, None, image(), gone=[BN], ops={MUL: 0}, first=[RemoveDropout(), RemoveNoops()]
+    )
 
 
 def test_reading_the_shape_of_the_conv_does_not_hinder() -> None:
@@ -169,13 +174,13 @@ def test_reading_the_shape_of_the_conv_does_not_hinder() -> None:
 
     model = Call(forward, conv=nn.Conv2d(4, 6, 3, stride=2), bn=norm(6))
     dynamic = {"x": {2: "height", 3: "width"}}
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], ops={MUL: 0, ADD: 0}, dynamic=dynamic)
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], ops={MUL: 0, ADD: 0}, dynamic=dynamic)
 
 
 @pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"eps": 0.1}], ids=str)
 def test_options_of_batchnorm(options: dict) -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), norm(6, **options))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1, ops={MUL: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=1, ops={MUL: 0})
 
 
 def test_functional_batchnorm_with_constant_tensors() -> None:
@@ -189,7 +194,7 @@ def test_functional_batchnorm_with_constant_tensors() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.batch_norm(self.conv(x), self.mean, self.var, None, None, False, 0.1, 1e-3)
 
-    assert_rewrites(FoldBatchnorm(), Functional(), image(), gone=[BN], count=1, ops={MUL: 0})
+    assert_rewrites(FoldBatchnorm(), Functional(), None, image(), gone=[BN], count=1, ops={MUL: 0})
 
 
 def test_batchnorm_without_its_saved_statistics() -> None:
@@ -201,13 +206,13 @@ def test_batchnorm_without_its_saved_statistics() -> None:
 
     model = Call(forward, conv=nn.Conv2d(4, 6, 3), bn=norm(6))
     gone = [aten._native_batch_norm_legit_no_training.default]
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=gone, count=1, ops={MUL: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=gone, count=1, ops={MUL: 0})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_constants_are_rounded_once_from_float64(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), norm(6)).to(dtype).eval()
-    program = assert_rewrites(FoldBatchnorm(), model, (torch.randn(2, 4, 6, 6).to(dtype),), gone=[BN], count=1)
+    program = assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(2, 4, 6, 6).to(dtype),), gone=[BN], count=1)
     conv, bn = model
     scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
     weight = program.constants()["0.weight_folded"]
@@ -218,7 +223,7 @@ def test_constants_are_rounded_once_from_float64(dtype: torch.dtype) -> None:
 def test_float16_weights_with_float32_statistics() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3).half(), norm(6), nn.ReLU())
     inputs = (torch.randn(2, 4, 6, 6).half(),)
-    program = assert_rewrites(FoldBatchnorm(), model, inputs, gone=[BN], count=1)
+    program = assert_rewrites(FoldBatchnorm(), model, None, inputs, gone=[BN], count=1)
     assert {t.dtype for t in program.constants().values()} == {torch.float16}
 
 
@@ -227,18 +232,18 @@ def test_float16_weights_with_float32_statistics() -> None:
 
 def test_folds_into_an_unpadded_conv_after() -> None:
     model = nn.Sequential(norm(4), nn.Conv2d(4, 6, 3, groups=2))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1, ops={MUL: 0, ADD: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=1, ops={MUL: 0, ADD: 0})
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_folds_into_linear_after(bias: bool) -> None:
     model = nn.Sequential(norm(4, 1), nn.Linear(4, 6, bias=bias))
-    assert_rewrites(FoldBatchnorm(), model, (torch.randn(3, 4),), gone=[BN], count=1, ops={MUL: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(3, 4),), gone=[BN], count=1, ops={MUL: 0})
 
 
 def test_a_padded_zero_is_not_shifted() -> None:
     model = nn.Sequential(norm(4), nn.Conv2d(4, 6, 3, padding=1))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1})
 
 
 def test_padding_does_not_matter_without_a_shift() -> None:
@@ -247,7 +252,7 @@ def test_padding_does_not_matter_without_a_shift() -> None:
         bn.running_mean.zero_()
         bn.bias.zero_()
     model = nn.Sequential(bn, nn.Conv2d(4, 6, 3, padding="same"))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1, ops={MUL: 0, ADD: 0})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=1, ops={MUL: 0, ADD: 0})
 
 
 @pytest.mark.parametrize(
@@ -256,35 +261,35 @@ def test_padding_does_not_matter_without_a_shift() -> None:
 )
 def test_padding_that_pads_nothing_does_not_hinder(padding, kernel, multiplies: int) -> None:
     model = nn.Sequential(norm(4), nn.Conv2d(4, 6, kernel, padding=padding))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], ops={MUL: multiplies})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], ops={MUL: multiplies})
 
 
 def test_not_into_a_transposed_conv_after() -> None:
     """Its border outputs sum fewer taps, so a shift of its input is no constant."""
     model = nn.Sequential(norm(4), nn.ConvTranspose2d(4, 6, 3))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_not_into_the_layer_after_when_told_not_to() -> None:
     model = nn.Sequential(norm(4), nn.Conv2d(4, 6, 3))
-    assert_rewrites(FoldBatchnorm(into_next=False), model, image(), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(into_next=False), model, None, image(), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_not_into_the_layer_after_when_its_input_is_read_elsewhere() -> None:
     model = Call(lambda m, x: (m.conv(m.bn(x)), m.bn(x).relu()), bn=norm(4), conv=nn.Conv2d(4, 4, 3))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2, ops={MUL: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=2, ops={MUL: 1})
 
     def forward(m: Call, x: Tensor) -> tuple[Tensor, Tensor]:
         y = m.bn(x)
         return m.conv(y), y
 
     model = Call(forward, bn=norm(4), conv=nn.Conv2d(4, 4, 3))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1})
 
 
 def test_a_normalized_value_used_as_weight_is_not_an_input() -> None:
     model = Call(lambda m, x: F.conv2d(x, m.bn(x)), bn=norm(2))
-    assert_rewrites(FoldBatchnorm(), model, (torch.randn(2, 2, 3, 3),), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(2, 2, 3, 3),), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 # ---------------------------------------------------------------- a multiply and an add
@@ -296,7 +301,9 @@ def test_conv_output_used_by_batchnorm_and_add() -> None:
         return m.bn(y) - y
 
     model = Call(forward, conv=nn.Conv2d(4, 4, 3), bn=norm(4))
-    program = assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1}, dynamic=BATCH)
+    program = assert_rewrites(
+        FoldBatchnorm(), model, None, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1}, dynamic=BATCH
+    )
     assert {"bn.scale", "bn.shift", "conv.weight", "conv.bias"} == set(program.constants())
     assert program.constants()["bn.scale"].shape == (4, 1, 1)
 
@@ -307,7 +314,7 @@ def test_conv_output_that_is_also_returned() -> None:
         return y, m.bn(y)
 
     model = Call(forward, conv=nn.Conv2d(4, 4, 3), bn=norm(4))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=1, ops={MUL: 1, ADD: 1})
 
 
 def test_preactivation_as_in_densenet() -> None:
@@ -323,12 +330,14 @@ def test_preactivation_as_in_densenet() -> None:
         norm2=norm(8),
         conv2=nn.Conv2d(8, 4, 3, padding=1),
     )
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], count=2, ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], count=2, ops={MUL: 1, ADD: 1})
 
 
 @pytest.mark.parametrize(("shape", "dims"), [((3, 4), 1), ((2, 4, 5), 1), ((2, 4, 5, 5), 2), ((2, 4, 3, 3, 3), 3)])
 def test_batchnorm_alone(shape: tuple[int, ...], dims: int) -> None:
-    program = assert_rewrites(FoldBatchnorm(), norm(4, dims), (torch.randn(shape),), gone=[BN], ops={MUL: 1, ADD: 1})
+    program = assert_rewrites(
+        FoldBatchnorm(), norm(4, dims), None, (torch.randn(shape),), gone=[BN], ops={MUL: 1, ADD: 1}
+    )
     assert all(t.shape == (4,) + (1,) * (len(shape) - 2) for t in program.constants().values())
 
 
@@ -337,7 +346,7 @@ def test_batchnorm_alone_in_low_precision_is_computed_in_float32(dtype: torch.dt
     bn = norm(4)
     bn.running_mean.add_(300)  # x * scale + shift cancels: rounding the product to 8 or 11 bits would lose the result
     inputs = (300 + torch.randn(2, 4, 5, 5)).to(dtype)
-    program = assert_rewrites(FoldBatchnorm(), bn, (inputs,), gone=[BN], ops={aten._to_copy.default: 2})
+    program = assert_rewrites(FoldBatchnorm(), bn, None, (inputs,), gone=[BN], ops={aten._to_copy.default: 2})
     assert program.output_nodes[0].meta["val"].dtype == dtype
     reference = bn.double().eval()(inputs.double())
     unit = torch.finfo(dtype).eps * reference.abs() + 1e-4
@@ -347,33 +356,33 @@ def test_batchnorm_alone_in_low_precision_is_computed_in_float32(dtype: torch.dt
 def test_linear_on_sequences_normalizes_another_axis() -> None:
     """On [batch, time, features] axis 1 of the output is time, not the rows of the weight."""
     model = nn.Sequential(nn.Linear(4, 5), norm(3, 1))
-    assert_rewrites(FoldBatchnorm(), model, (torch.randn(2, 3, 4),), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(2, 3, 4),), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_linear_on_sequences_of_as_many_steps_as_features() -> None:
     model = nn.Sequential(nn.Linear(5, 5), norm(5, 1), nn.Linear(5, 5))
-    assert_rewrites(FoldBatchnorm(), model, (torch.randn(2, 5, 5),), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(2, 5, 5),), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_linear_then_transpose_then_batchnorm() -> None:
     model = Call(lambda m, x: m.bn(m.linear(x).transpose(1, 2)), linear=nn.Linear(4, 5), bn=norm(5, 1))
-    assert_rewrites(FoldBatchnorm(), model, (torch.randn(2, 3, 4),), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(2, 3, 4),), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_conv_without_a_batch_axis() -> None:
     """On [channels, time] axis 1 of the output is time."""
     model = nn.Sequential(nn.Conv1d(4, 6, 1), norm(6, 1))
-    assert_rewrites(FoldBatchnorm(), model, (torch.randn(4, 6),), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, (torch.randn(4, 6),), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_computed_weight_is_not_folded_into() -> None:
     model = Call(lambda m, x: m.bn(F.conv2d(x, m.conv.weight.tanh())), conv=nn.Conv2d(4, 6, 3), bn=norm(6))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_computed_bias_is_not_folded_into() -> None:
     model = Call(lambda m, x: m.bn(F.conv2d(x, m.conv.weight, m.conv.bias.tanh())), conv=nn.Conv2d(4, 6, 3), bn=norm(6))
-    assert_rewrites(FoldBatchnorm(), model, image(), gone=[BN], ops={MUL: 1, ADD: 1})
+    assert_rewrites(FoldBatchnorm(), model, None, image(), gone=[BN], ops={MUL: 1, ADD: 1})
 
 
 def test_a_rounding_that_would_lose_the_weight_is_not_done() -> None:
@@ -383,7 +392,7 @@ def test_a_rounding_that_would_lose_the_weight_is_not_done() -> None:
     bn.bias.data.normal_()
     model = nn.Sequential(nn.Conv2d(4, 6, 3).half(), bn)
     inputs = (torch.randn(2, 4, 6, 6).half(),)
-    assert_rewrites(FoldBatchnorm(), model, inputs, gone=[BN], ops={MUL: 1, ADD: 1}, atol=1e-3, rtol=1e-3)
+    assert_rewrites(FoldBatchnorm(), model, None, inputs, gone=[BN], ops={MUL: 1, ADD: 1}, atol=1e-3, rtol=1e-3)
 
 
 # ---------------------------------------------------------------- left alone
@@ -391,7 +400,7 @@ def test_a_rounding_that_would_lose_the_weight_is_not_done() -> None:
 
 def test_statistics_of_the_batch_stay() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False))
-    assert_unchanged(FoldBatchnorm(), model, image(), note="statistics of the batch")
+    assert_unchanged(FoldBatchnorm(), model, image(), reason="statistics of the batch")
 
 
 def test_training_true_stays() -> None:
@@ -400,7 +409,7 @@ def test_training_true_stays() -> None:
         conv=nn.Conv2d(4, 6, 3),
         bn=norm(6),
     )
-    assert_unchanged(FoldBatchnorm(), model, image(), note="batch_norm in the model stays")
+    assert_unchanged(FoldBatchnorm(), model, image(), reason="statistics of the batch")
 
 
 @pytest.mark.parametrize("part", ["weight", "running_var"])
@@ -411,7 +420,7 @@ def test_computed_statistics_stay(part: str) -> None:
         return F.batch_norm(m.conv(x), **values)
 
     model = Call(forward, conv=nn.Conv2d(4, 6, 3), bn=norm(6))
-    assert_unchanged(FoldBatchnorm(), model, image(), note="are computed")
+    assert_unchanged(FoldBatchnorm(), model, image(), reason="are computed")
 
 
 def test_infinite_scale_stays() -> None:
@@ -425,7 +434,7 @@ def test_infinite_scale_stays() -> None:
     program = capture_model(model, image(), allow_nan=True).program
     after, (record,) = PassManager([FoldBatchnorm()]).run(program)
     assert record.count == 0
-    assert "not finite" in record.notes[0]
+    assert "not finite" in record.near_misses[0].reason
     assert any(node.target == BN for node in after.graph.nodes)
 
 
@@ -435,7 +444,7 @@ def test_saved_statistics_that_are_read_stay() -> None:
         result = aten._native_batch_norm_legit_no_training.default(x, *parts)
         return result[0], result[1]
 
-    assert_unchanged(FoldBatchnorm(), Call(forward, bn=norm(4)), image(), note="saved statistics are read")
+    assert_unchanged(FoldBatchnorm(), Call(forward, bn=norm(4)), image(), reason="saved statistics are read")
 
 
 def test_no_batchnorm_no_change() -> None:

@@ -38,6 +38,7 @@ def test_every_kind(module: nn.Module, op) -> None:
     program = assert_rewrites(
         RemoveDropout(),
         nn.Sequential(nn.Conv2d(4, 4, 1), module, nn.Sigmoid()),
+        None,
         X,
         gone=[op],
         count=1,
@@ -50,17 +51,17 @@ def test_every_kind(module: nn.Module, op) -> None:
 
 def test_several_in_one_model() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.ReLU(), nn.Dropout(), nn.Dropout())
-    assert_rewrites(RemoveDropout(), model, X, gone=[aten.dropout.default], count=3)
+    assert_rewrites(RemoveDropout(), model, None, X, gone=[aten.dropout.default], count=3)
 
 
 def test_dropout_of_nothing_goes_even_when_active() -> None:
-    assert_rewrites(RemoveDropout(), Call(lambda x: F.dropout(x, 0.0, True) + 1), X, gone=[aten.dropout.default])
+    assert_rewrites(RemoveDropout(), Call(lambda x: F.dropout(x, 0.0, True) + 1), None, X, gone=[aten.dropout.default])
 
 
 def test_native_dropout_goes_where_its_mask_is_not_read() -> None:
     op = aten.native_dropout.default
-    assert_rewrites(RemoveDropout(), Call(lambda x: op(x, 0.5, False)[0] + 1), X, gone=[op], count=1)
-    assert_unchanged(RemoveDropout(), Call(lambda x: op(x, 0.5, False)), X, note="mask is used")
+    assert_rewrites(RemoveDropout(), Call(lambda x: op(x, 0.5, False)[0] + 1), None, X, gone=[op], count=1)
+    assert_unchanged(RemoveDropout(), Call(lambda x: op(x, 0.5, False)), X, reason="mask is used")
 
 
 def test_active_dropout_stays() -> None:
@@ -68,7 +69,7 @@ def test_active_dropout_stays() -> None:
     program = capture_model(model, X, allow_random=True).program
     after, (record,) = PassManager([RemoveDropout()]).run(program)
     assert record.count == 0
-    assert "active in inference" in record.notes[0]
+    assert "active in inference" in record.near_misses[0].reason
     assert len(list(after.find(aten.dropout.default))) == 1
 
 

@@ -1,0 +1,95 @@
+"""What commands have in common: groups of options, and how a result is printed. Nothing here imports PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fxexport.report.layout import Part
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+TRACEBACK = "fxexport.traceback"
+"""Where the context keeps whether whole tracebacks were asked for."""
+
+
+def _keep_traceback(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[TRACEBACK] = value
+
+
+def common(command: Command) -> Command:
+    """Options of every command."""
+    traceback = click.option(
+        "--traceback",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep_traceback,
+        help="Show the whole traceback of an error (also: FXEXPORT_TRACE=1).",
+    )
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not text.")
+    return as_json(traceback(command))
+
+
+def capturing(command: Command) -> Command:
+    """Options of the commands that capture a model."""
+    return _with(
+        command,
+        click.option(
+            "--dynamic",
+            multiple=True,
+            metavar="INPUT:AXIS,...",
+            help="Dimensions that may change, a name for each axis: 'x:batch,_,time' (_ is fixed); "
+            "'x:batch[2..64],_' gives a range; 'all' means every dimension that can. Repeatable.",
+        ),
+        click.option("--input-names", metavar="A,B", callback=_names, help="Names of the flat inputs."),
+        click.option("--output-names", metavar="A,B", callback=_names, help="Names of the flat outputs."),
+        click.option("--as-input", multiple=True, metavar="NAME", help="A number that becomes an input. Repeatable."),
+        click.option("--on-error", type=click.Choice(["raise", "skip"]), default="raise", help="For a failing pass."),
+    )
+
+
+def judging(command: Command) -> Command:
+    """Options of the commands that compare with eager PyTorch."""
+    return _with(
+        command,
+        click.option("--rtol", type=float, help="Relative tolerance of real outputs [default: by dtype]."),
+        click.option("--atol", type=float, help="Absolute tolerance [default: by dtype and scale]."),
+        click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds for one run."),
+    )
+
+
+def running(command: Command) -> Command:
+    """Options of the commands that run the eager model on its example."""
+    return _with(
+        command,
+        click.option("--allow-random", is_flag=True, help="Accept random outputs; values are not compared."),
+        click.option("--allow-nan", is_flag=True, help="Accept NaN in eager outputs; positions must match."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the factory."),
+        click.option("--quiet", "-q", is_flag=True, help="Only the verdict: no progress, no warnings."),
+    )
+
+
+def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+    """``command`` with ``options``, which ``--help`` shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _names(_: click.Context, __: click.Parameter, text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def print_result(data: dict[str, Any], parts: Sequence[Part], as_json: bool, first_only: bool = False) -> None:
+    """The result on stdout: one JSON object, or the parts of a page."""
+    from rich.console import Console
+
+    from fxexport.report.text import print_parts
+
+    if as_json:
+        click.echo(json.dumps(data, indent=1, allow_nan=False))
+    else:
+        print_parts(parts[:1] if first_only else parts, Console())
