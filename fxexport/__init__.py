@@ -23,9 +23,13 @@ if TYPE_CHECKING:
         ValidationError,
         VerifyError,
     )
+    from fxexport.exportable import Exportable, InputNormalization, replace_for_export
     from fxexport.lowering import lower
+    from fxexport.pipeline import Pipeline, PipelineState
     from fxexport.program import Program
     from fxexport.rewrite import Constant, Match, NodePass, Pass, PassManager, PassResult, PatternPass, PatternSet
+    from fxexport.subnets import Recording, record
+    from fxexport.tensor_types import Tensor
     from fxexport.validation import validate
 
 __version__ = "0.1.0"
@@ -35,7 +39,9 @@ __all__ = [
     "CaptureError",
     "Constant",
     "ExportError",
+    "Exportable",
     "InputError",
+    "InputNormalization",
     "LoweringError",
     "Match",
     "NodePass",
@@ -45,13 +51,19 @@ __all__ = [
     "PassResult",
     "PatternPass",
     "PatternSet",
+    "Pipeline",
+    "PipelineState",
     "Program",
     "PublishError",
+    "Recording",
+    "Tensor",
     "ValidationError",
     "VerifyError",
     "capture",
     "compile",
     "lower",
+    "record",
+    "replace_for_export",
     "validate",
 ]
 
@@ -62,9 +74,13 @@ _HOMES = {
     "capture": ("capture",),
     "compiler": ("compile",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "exportable": ("Exportable", "InputNormalization", "replace_for_export"),
     "lowering": ("lower",),
+    "pipeline": ("Pipeline", "PipelineState"),
     "program": ("Program",),
     "rewrite": ("Constant", "Match", "NodePass", "Pass", "PassManager", "PassResult", "PatternPass", "PatternSet"),
+    "subnets": ("Recording", "record"),
+    "tensor_types": ("Tensor",),
     "validation": ("validate",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

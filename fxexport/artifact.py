@@ -112,6 +112,7 @@ class Artifact:
         signature = inspect.Signature([inspect.Parameter(name, kind) for name, kind in kinds])
         names = {spec.path: spec.name for spec in self.inputs}
         fixed = {baked.path: baked.value for baked in self.signature.baked}
+        unread = {spec.path for spec in self.signature.unread}
         try:
             bound = signature.bind_partial(*args, **kwargs)
         except TypeError as error:
@@ -121,6 +122,8 @@ class Artifact:
             place = show_path(leaf.path)
             if place in names:
                 found[names[place]] = leaf.value
+            elif place in unread:
+                continue
             elif place not in fixed:
                 raise InputError(f"{place} is no input; the artifact takes {list(names.values())}")
             elif repr(leaf.value) != fixed[place]:

@@ -1,4 +1,4 @@
-"""The command line: ``fxexport compile | verify | show | passes | explain | diff``. Only the commands import PyTorch."""
+"""The command line, ``fxexport compile | verify | show | run | passes...``. Only the commands import PyTorch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import click
 
 from fxexport import __version__
 from fxexport.cli_console import INTERRUPTED, Progress, report_failure, undisturbed
-from fxexport.cli_options import TRACEBACK, capturing, common, judging, print_result, running
+from fxexport.cli_options import TRACEBACK, capturing, common, exporting, hooked, judging, print_result, running
 from fxexport.cli_passes import diff_command, explain_command, passes_command
+from fxexport.cli_run import run_command
 
 _FATE = "fxexport.fate"
 
@@ -50,6 +51,7 @@ def main() -> None:
     fxexport compile my.models:tiny -o tiny.onnx --dynamic "x:batch,_,time"
     fxexport verify tiny.onnx --model my.models:tiny
     fxexport show tiny.onnx
+    fxexport run pipeline.json --inputs batch.npz
     fxexport explain my.models:tiny --pass default
 
     Exit status: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted.
@@ -77,6 +79,8 @@ def main() -> None:
 )
 @click.option("--external-data/--no-external-data", default=None, help="ONNX weights in a file of their own.")
 @click.option("--mkdir", is_flag=True, help="Make the directory of the output.")
+@hooked
+@exporting
 @judging
 @running
 @common
@@ -90,16 +94,21 @@ def compile_command(
     opset: int | None,
     passes: str,
     mkdir: bool,
+    driver: str | None,
     seed: int,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Export TARGET to a file that is proved right, or leave no file."""
+    """Export TARGET to a file that is proved right, or leave no file.
+
+    A model with export hooks needs no factory that gives an example. One with several subnets becomes a file for each,
+    SUBNET-OUTPUT, and a pipeline.json beside them.
+    """
     with undisturbed(quiet=quiet), Progress(quiet=quiet) as progress:
         ctx.meta[_FATE] = lambda: _fate(progress.stage, output)
         progress("loading", target)
-        from fxexport.cli_targets import load_target, read_axes
+        from fxexport.cli_targets import load_driver, load_target, read_axes
         from fxexport.compiler import compile
         from fxexport.destination import preflight
         from fxexport.lowering import FORMATS
@@ -110,6 +119,7 @@ def compile_command(
         resolve(passes)
         preflight(output, tuple(FORMATS), mkdir=mkdir)
         loaded = load_target(target, seed=seed)
+        run = load_driver(driver) if driver else None
         artifact = compile(
             loaded.model,
             output,
@@ -119,14 +129,15 @@ def compile_command(
             passes=passes,
             mkdir=mkdir,
             opset_version=opset,
+            driver=run,
             progress=progress,
             **options,
         )
         progress("done", str(artifact.path))
-    from fxexport.report.text import report_parts
+    from fxexport.report.pipeline_text import parts_of
 
     assert artifact.report is not None
-    print_result(artifact.report.to_json(), report_parts(artifact.report), as_json, quiet)
+    print_result(artifact.report.to_json(), parts_of(artifact.report), as_json, quiet)
 
 
 def _fate(stage: str, output: str) -> str:
@@ -141,20 +152,30 @@ def _fate(stage: str, output: str) -> str:
 @main.command("verify")
 @click.argument("file")
 @click.option("--model", "target", required=True, metavar="TARGET", help="What the file should compute.")
+@hooked
 @judging
 @running
 @common
 @click.pass_context
 def verify_command(
-    ctx: click.Context, /, file: str, target: str, seed: int, quiet: bool, as_json: bool, **options: Any
+    ctx: click.Context,
+    /,
+    file: str,
+    target: str,
+    driver: str | None,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Check an existing FILE against the eager model.
+    """Check an existing FILE against the eager model, or against the subnet of it that FILE holds.
 
-    Exit status 1 if it is wrong. A factory that draws weights at random needs the --seed of the export.
+    Exit status 1 if it is wrong. A factory that draws weights at random needs the --seed of the export; a model with
+    export hooks the --driver, --export-config and --prepare of it.
     """
     with undisturbed(quiet=quiet), Progress(quiet=quiet) as progress:
         progress("loading", target)
-        from fxexport.cli_targets import load_target
+        from fxexport.cli_targets import load_driver, load_target
         from fxexport.report.description import describe
         from fxexport.verification import verify
 
@@ -166,6 +187,7 @@ def verify_command(
             loaded.model,
             loaded.example_inputs,
             loaded.kwargs,
+            driver=load_driver(driver) if driver else None,
             progress=lambda point: progress("validation", point),
             **options,
         )
@@ -179,15 +201,22 @@ def verify_command(
 @click.argument("file")
 @common
 def show_command(file: str, as_json: bool) -> None:
-    """Describe an exported FILE, without running it.
+    """Describe an exported FILE or a pipeline.json, without running it.
 
     Names and axes, passes, versions, operators, sizes; of another tool's ONNX file, what it declares.
     """
     from fxexport.report.description import describe, description_parts
 
+    if Path(file).suffix.lower() == ".json" or Path(file).is_dir():
+        from fxexport.pipeline import Pipeline
+        from fxexport.report.layout import paragraph
+
+        pipeline = Pipeline.load(file)
+        print_result({"path": file, **pipeline.spec.to_json()}, [paragraph(str(pipeline))], as_json)
+        return
     description = describe(file)
     print_result(description.to_json(), description_parts(description), as_json)
 
 
-for _command in (passes_command, explain_command, diff_command):
+for _command in (run_command, passes_command, explain_command, diff_command):
     main.add_command(_command)

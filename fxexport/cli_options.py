@@ -51,6 +51,59 @@ def capturing(command: Command) -> Command:
     )
 
 
+def hooked(command: Command) -> Command:
+    """Options for models with export hooks."""
+    return _with(
+        command,
+        click.option(
+            "--driver", metavar="MODULE:FUNCTION", help="Runs the model as it is used; its subnets are recorded."
+        ),
+        click.option(
+            "--export-config",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=_pairs,
+            help="For the model's set_export_config, as text. Repeatable.",
+        ),
+        click.option(
+            "--prepare",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=_pairs,
+            help="For the model's _prepare_for_export, as text. Repeatable.",
+        ),
+    )
+
+
+def exporting(command: Command) -> Command:
+    """More options of ``compile`` for models with export hooks, and for the form of the ONNX file."""
+    return _with(
+        command,
+        click.option(
+            "--subnets", metavar="A,B", callback=_names, help="Parts to export, by name or path of the submodule."
+        ),
+        click.option("--exact-prepare", is_flag=True, help="Refuse hooks that change the outputs on the example."),
+        click.option(
+            "--pipeline-file",
+            default="pipeline.json",
+            show_default=True,
+            help="Where several subnets are described, beside the output.",
+        ),
+        click.option(
+            "--function",
+            "export_modules_as_functions",
+            multiple=True,
+            metavar="CLASS",
+            callback=_classes,
+            help="Modules of CLASS become an ONNX function; 'all' means every class that repeats. Repeatable.",
+        ),
+        click.option(
+            "--constant-folding/--no-constant-folding", "do_constant_folding", default=True, help="In the ONNX file."
+        ),
+        click.option("--keep-initializers-as-inputs", is_flag=True, help="Weights of the ONNX file are inputs too."),
+    )
+
+
 def judging(command: Command) -> Command:
     """Options of the commands that compare with eager PyTorch."""
     return _with(
@@ -77,6 +130,17 @@ def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _pairs(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str] | None:
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [text for text, (key, sign, _) in zip(texts, pairs, strict=True) if not (key.strip() and sign)]:
+        raise click.BadParameter(f"{wrong[0]!r} is not KEY=VALUE", param=parameter)
+    return {key.strip(): value for key, _, value in pairs} or None
+
+
+def _classes(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> bool | set[str]:
+    return True if "all" in names else set(names) or False
 
 
 def _names(_: click.Context, __: click.Parameter, text: str | None) -> list[str] | None:

@@ -35,7 +35,8 @@ def _rewriting(command: Command) -> Command:
         help="'name{option=value},other', or module:Class{option=value} for a pass that is not installed.",
     )
     first = click.option("--first", default="none", show_default=True, help="Passes to run before it.")
-    return passes(first(capturing(running(command))))
+    subnet = click.option("--subnet", metavar="NAME", help="Of a model with several: which one [default: the first].")
+    return passes(first(subnet(capturing(running(command)))))
 
 
 @click.command("explain")
@@ -116,21 +117,30 @@ def _captured(
     on_error: Literal["raise", "skip"],
     progress: Progress,
     *,
+    subnet: str | None,
     seed: int,
     dynamic: tuple[str, ...],
     **options: Any,
 ) -> tuple[Program, Sequence[Pass]]:
     """The program of ``target`` after the passes ``first``, and the passes to look at."""
     progress("loading", target)
+    from torch import nn
+
     from fxexport.capture import capture_model
     from fxexport.cli_targets import load_target, read_axes
+    from fxexport.exportable import has_hooks
     from fxexport.rewrite import PassManager, resolve
+    from fxexport.subnet_export import capture_subnet
 
     axes = read_axes(dynamic)  # before the factory, which may take its time: what can be refused at once
     earlier, pipeline = resolve(first), resolve(passes)
     loaded = load_target(target, seed=seed)
     progress("capture", type(loaded.model).__name__)
-    captured = capture_model(loaded.model, loaded.example_inputs, loaded.kwargs, dynamic=axes, **options)
+    model, example, kwargs = loaded.model, loaded.example_inputs, loaded.kwargs
+    if isinstance(model, nn.Module) and (subnet is not None or has_hooks(model)):
+        captured = capture_subnet(model, subnet, example, kwargs, dynamic=axes, **options)
+    else:
+        captured = capture_model(model, example, kwargs, dynamic=axes, **options)
     return PassManager(earlier, on_error=on_error).run(captured.program)[0], pipeline
 
 

@@ -9,7 +9,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -58,6 +58,22 @@ def load_target(text: str, *, seed: int = 0) -> Target:
         with _user_code(f"in the factory {text}"):
             found = found()
     return _target(found, text)
+
+
+def load_driver(text: str) -> Callable[..., Any]:
+    """The function that ``text`` names, ``package.module:function``, to run a model the way it is used.
+
+    Raises InputError when the name leads to nothing that can be called.
+    """
+    module_name, colon, attribute = text.partition(":")
+    if not (colon and all(module_name.split(".")) and all(attribute.split("."))):
+        raise InputError(f"--driver {text!r} does not name a function; write package.module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found = _lookup(_import(module_name), attribute)
+    if not callable(found):
+        raise InputError(f"--driver {text} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
 
 
 @contextmanager

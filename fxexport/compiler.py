@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,23 +11,22 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxexport.artifact import Artifact
-from fxexport.blame import History
-from fxexport.capture import Captured, capture_model
 from fxexport.capture.private_copy import preserved_process_state
+from fxexport.compiling import Options, Progress, Source, capture_job, publish_one
 from fxexport.destination import preflight
 from fxexport.errors import InputError
-from fxexport.lowering import FORMATS, TranslationTable, check_opset, format_of, lower
-from fxexport.publishing import publication
-from fxexport.rejection import find_culprit, reject
-from fxexport.report import Report
-from fxexport.rewrite import Pass, PassManager, PassSpec
+from fxexport.exportable import has_hooks
+from fxexport.exportable.entry import register
+from fxexport.lowering import FORMATS, TranslationTable, check_opset, format_of, refuse_options
+from fxexport.pipeline import Pipeline
+from fxexport.rewrite import PassSpec
 from fxexport.rewrite.ordering import moves, ordered
 from fxexport.rewrite.registry import requested
-from fxexport.validation import ArtifactProcess, validate
-from fxexport.validation.numbers import Scales, judge_on
-
-_PACKAGES = ("fxexport", "torch", "onnx", "onnxscript", "onnxruntime")
-Progress = Callable[[str, str], None]
+from fxexport.subnet_examples import read_given
+from fxexport.subnet_export import compile_subnets
+from fxexport.subnet_request import SubnetRequest
+from fxexport.subnets import Driver, Recording
+from fxexport.validation import ArtifactProcess
 
 
 def compile(
@@ -41,8 +37,9 @@ def compile(
     *,
     dynamic_shapes: Any = None,
     dynamic: Any = None,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    input_names: Any = None,
+    output_names: Any = None,
     opset_version: int | None = None,
     passes: PassSpec = "default",
     target: Literal["onnx"] | None = None,
@@ -58,21 +55,44 @@ def compile(
     on_error: Literal["raise", "skip"] = "raise",
     check: Literal["final", "each"] = "final",
     mkdir: bool = False,
+    exact_prepare: bool = False,
+    export_config: Mapping[str, Any] | None = None,
+    prepare: Mapping[str, Any] | None = None,
+    replacements: Mapping[str, Callable[[nn.Module], nn.Module]] | None = None,
+    subnets: Sequence[str] | None = None,
+    driver: Driver | Sequence[Driver] | None = None,
+    recording: Recording | None = None,
+    pipeline_file: str = "pipeline.json",
+    do_constant_folding: bool = True,
+    export_modules_as_functions: bool | Collection[type[nn.Module] | str] = False,
+    keep_initializers_as_inputs: bool | None = None,
+    check_trace: bool | Sequence[Any] = False,
+    check_tolerance: float | None = None,
+    input_example: Any = None,
+    onnx_opset_version: int | None = None,
+    use_dynamo: bool | None = None,
+    verbose: bool = False,
     timeout: float = 600.0,
     lock_timeout: float = 3600.0,
     progress: Progress | None = None,
-) -> Artifact:
+) -> Artifact | Pipeline:
     """Exports ``model`` to ``path``, which appears only after the file ran and agreed with the eager model.
+
+    A model with export hooks (``input_example``, ``input_types``, ``list_export_subnets``...: see docs/exportable.md)
+    needs no other argument. One with several subnets becomes the files ``<subnet>-<name>`` beside ``path`` and a
+    ``pipeline.json``; all of them appear, or none.
 
     Args:
         model: an nn.Module, a torch.export.ExportedProgram or an fx.GraphModule. It is left exactly as it is.
         path: the extension decides the format: ``.onnx``, ``.pt``/``.ts`` (TorchScript), ``.pt2`` (torch.export).
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments; None takes the
-            model's ``input_example()`` hook.
+            model's ``input_example()`` hook. With several subnets: of the whole model, or of the first subnet.
         kwargs: keyword arguments of ``forward``.
         dynamic_shapes, dynamic: which dimensions may change: ``True``; ``{"x": ["batch", None, "time"]}``;
             ``{"x": {0: "batch"}}``; ``{"x": [0, 2]}``; or torch.export's own form with ``Dim``. Keys are parameters of
             ``forward``, flat inputs, or the given ``input_names``.
+            With several subnets: a dict from subnet to one of these, as for the names.
+        dynamic_axes: the same in torch.onnx's form, in which outputs may be named too.
         input_names, output_names: one name for each flat tensor; default: from the parameters and the result's keys.
         opset_version: the ONNX opset, exactly.
         passes: ``"default"``, ``"none"``, a pipeline such as ``"remove-dropout,fold-batchnorm"``, a Pass, or a list.
@@ -91,6 +111,24 @@ def compile(
         check: ``"each"`` also compares the numbers before and after every pass, in eager on the example; ``"final"``
             only those of the artifact.
         mkdir: make the parent directory.
+        exact_prepare: refuse a model whose preparing hooks change its outputs on the example (default: a warning).
+        export_config: given to the model's ``set_export_config``, on the private copy.
+        prepare: further keyword arguments for the ``_prepare_for_export`` hooks.
+        replacements: ``{"ClassName": factory}``: modules of that class become ``factory(module)``, on the private copy.
+        subnets: names of the parts to export, or paths of submodules (``"model.encoder"``); default: those of the
+            model's ``list_export_subnets``, or of ``recording``.
+        driver: runs the model the way it is used (``driver(model, *example_inputs, **kwargs)``, a decode loop for
+            instance), or a list of those: what really flows between the subnets is recorded from it.
+        recording: such a recording, made by ``fxexport.record``.
+        pipeline_file: name of the file that describes how the subnets are wired.
+        do_constant_folding: False keeps operators over constants in the ONNX file.
+        export_modules_as_functions: True, or a set of classes: modules that become ONNX functions, repeated blocks once.
+        keep_initializers_as_inputs: True lists the weights of the ONNX file as inputs too.
+        check_trace: a list of further example inputs to prove the artifact on.
+        check_tolerance: sets ``rtol`` and ``atol``.
+        input_example, onnx_opset_version: other spellings of ``example_inputs`` and ``opset_version``.
+        use_dynamo: accepted for compatibility, without effect.
+        verbose: prints the stages on stderr.
         timeout: seconds that one run of the artifact may take.
         lock_timeout: seconds to wait for another process that writes the same path.
         progress: called with (stage, detail) as work goes on.
@@ -113,114 +151,115 @@ def compile(
         raise InputError(f"state must be 'frozen' or 'explicit', got {state!r}")
     if check not in ("final", "each"):
         raise InputError(f"check must be 'final' or 'each', got {check!r}")
+    example_inputs = _one_of(example_inputs=example_inputs, input_example=input_example)
+    opset_version = _one_of(opset_version=opset_version, onnx_opset_version=onnx_opset_version)
+    if check_tolerance is not None:
+        rtol, atol = (
+            _one_of(rtol=rtol, check_tolerance=check_tolerance),
+            _one_of(atol=atol, check_tolerance=check_tolerance),
+        )
     destination = preflight(path, tuple(FORMATS), mkdir=mkdir)
-    report = Report(destination, format_of(destination))
-    if report.format == "onnx":
-        report.opset = check_opset(opset_version)
-    elif opset_version is not None:
-        raise InputError(f"opset_version is for .onnx files; {destination.name} is {report.format}")
+    kind = format_of(destination)
+    if kind != "onnx" and opset_version is not None:
+        raise InputError(f"opset_version is for .onnx files; {destination.name} is {kind}")
+    if kind != "onnx":
+        refuse_options(
+            destination,
+            kind,
+            keep_initializers_as_inputs=keep_initializers_as_inputs,
+            export_modules_as_functions=export_modules_as_functions,
+        )
     given = requested(passes)
-    pipeline = ordered(given)
-    say = progress or (lambda stage, detail: None)
-    process = ArtifactProcess(report.format, timeout=timeout)
+    fitting = [each for each in ordered(given) if not each.formats or kind in each.formats]
+    left_out = [each for each in given if each.formats and kind not in each.formats and passes != "default"]
+    lowering: dict[str, Any] = {
+        "external_data": external_data,
+        "custom_translation_table": custom_translation_table,
+        "do_constant_folding": do_constant_folding,
+        "keep_initializers_as_inputs": bool(keep_initializers_as_inputs),
+        "functions": export_modules_as_functions,
+    }
+    options = Options(
+        format=kind,
+        opset=check_opset(opset_version) if kind == "onnx" else None,
+        pipeline=fitting,
+        capture={
+            "dynamic_shapes": dynamic_shapes,
+            "dynamic": dynamic,
+            "dynamic_axes": dynamic_axes,
+            "input_names": input_names,
+            "output_names": output_names,
+            "as_input": as_input,
+            "allow_random": allow_random,
+            "allow_nan": allow_nan,
+            "state": state,
+        },
+        lowering=lowering,
+        rtol=rtol,
+        atol=atol,
+        on_error=on_error,
+        check=check,
+        timeout=timeout,
+        lock_timeout=lock_timeout,
+        exact_prepare=exact_prepare,
+        notes=[*moves(given), *(f"pass {each.name} is for {', '.join(each.formats)}: left out" for each in left_out)],
+        say=progress or (_print_stage if verbose else lambda stage, detail: None),
+    )
+    further = _further_examples(check_trace)
+    hooks = (export_config, prepare, replacements, subnets, driver, recording)
+    process = ArtifactProcess(kind, timeout=timeout)
     with preserved_process_state(), process:
-        say("capture", type(model).__name__)
-        with report.stage("capture"):
-            captured = capture_model(
-                model,
+        if isinstance(model, nn.Module) and (has_hooks(model) or any(hook is not None for hook in hooks)):
+            told = {
+                "verbose": verbose,
+                "do_constant_folding": do_constant_folding,
+                "onnx_opset_version": options.opset,
+                "check_trace": check_trace,
+                "dynamic_axes": dynamic_axes,
+                "check_tolerance": check_tolerance,
+                "export_modules_as_functions": export_modules_as_functions,
+                "keep_initializers_as_inputs": keep_initializers_as_inputs,
+                "use_dynamo": use_dynamo,
+            }
+            request = SubnetRequest(
                 example_inputs,
                 kwargs,
-                dynamic_shapes=dynamic_shapes,
-                dynamic=dynamic,
-                input_names=input_names,
-                output_names=output_names,
-                as_input=as_input,
-                allow_random=allow_random,
-                allow_nan=allow_nan,
-                state=state,
+                further,
+                prepare={**told, **(prepare or {})},
+                config=export_config or {},
+                replacements=replacements or {},
+                driver=driver,
+                recording=recording,
+                subnets=subnets,
+                pipeline_file=pipeline_file,
+                mkdir=mkdir,
+                documented=input_example is not None,
             )
-        _warn_training(captured)
-        say("passes", ", ".join(map(str, pipeline)) or "none")
-        scales = Scales(rtol, atol, captured.unstable)
-        history = _rewrite(captured, pipeline, report, on_error, scales if check == "each" else None)
-        report.notes += moves(given)
-        with publication(destination, lock_timeout=lock_timeout) as staging:
-            say("lowering", report.format)
-            metadata = _metadata(report)
-            options: dict[str, Any] = {
-                "metadata": metadata,
-                "opset_version": report.opset,
-                "external_data": external_data,
-                "custom_translation_table": custom_translation_table,
-            }
-            with report.stage("lowering"):
-                lower(captured.program, staging.main, **options)
-            with report.stage("validation"):
-                report.validation = validate(
-                    process,
-                    staging.main,
-                    captured.reference,
-                    captured.program.signature,
-                    captured.examples,
-                    expected=captured.expected,
-                    unstable=captured.unstable,
-                    rtol=rtol,
-                    atol=atol,
-                    progress=lambda point: say("validation", point),
-                )
-            report.notes += report.validation.limits
-            if not report.validation.passed:
-                say("blame", f"{history.steps} rewrites")
-                with report.stage("blame"):
-                    blame = find_culprit(history, captured, report, scales, staging, timeout, options)
-                raise reject(staging, report, report.validation, blame)
-            say("publishing", str(destination))
-            with report.stage("publishing"):
-                files = staging.publish()
-    report.files = {file.name: file.stat().st_size for file in files}
-    return Artifact(destination, metadata, report)
+            return compile_subnets(model, destination, request, options, process)
+        if isinstance(model, nn.Module) and input_example is not None:
+            example_inputs, kwargs = read_given(model, example_inputs, kwargs, documented=True)
+        job = capture_job(Source("self", model, example_inputs, kwargs, further=further), destination, options)
+        return publish_one(job, process)
 
 
-def _rewrite(
-    captured: Captured,
-    pipeline: Sequence[Pass],
-    report: Report,
-    on_error: Literal["raise", "skip"],
-    scales: Scales | None,
-) -> History:
-    """Runs the passes on the program of ``captured``; with ``scales`` each is judged by its numbers."""
-    original, judge = captured.program, None
-    if scales is not None:
-        judge = judge_on(captured.examples, scales, reference=captured.reference)
-    with report.stage("passes"):
-        captured.program, report.passes = PassManager(pipeline, on_error=on_error, judge=judge).run(original)
-    report.nodes = (original.node_count(), captured.program.node_count())
-    report.signature = captured.program.signature
-    report.notes = list(captured.program.notes)
-    report.notes += [f"{b.path} = {b.value} is fixed in the artifact" for b in report.signature.baked]
-    report.notes += [f"pass {r.name} failed and was left out: {r.error}" for r in report.passes if r.error]
-    if scales is not None and scales.unstable:
-        report.notes.append(
-            f"after each pass only shape and dtype of {', '.join(sorted(scales.unstable))} were compared"
-        )
-    report.versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-    return History(original, pipeline, report.passes)
+def _one_of(**spellings: Any) -> Any:
+    """The value that was given, of several names for one argument."""
+    given = {name: value for name, value in spellings.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are names for one argument; give one of them")
+    return next(iter(given.values()), None)
 
 
-def _warn_training(captured: Captured) -> None:
-    for note in captured.program.notes:
-        if "was in training mode" in note:
-            warnings.warn(note, UserWarning, stacklevel=3)
+def _further_examples(check_trace: bool | Sequence[Any]) -> list[tuple[str, Any, None]]:
+    if isinstance(check_trace, bool):
+        return []  # the example itself is always checked
+    if not isinstance(check_trace, list | tuple):
+        raise InputError(f"check_trace is True, False or a list of example inputs, got {type(check_trace).__name__}")
+    return [(f"check_trace[{number}]", example, None) for number, example in enumerate(check_trace)]
 
 
-def _metadata(report: Report) -> dict[str, Any]:
-    """What goes into the file: the same on every run and machine directory, so no times and no absolute paths."""
-    assert report.signature is not None
-    return {
-        "format": report.format,
-        "opset": report.opset,
-        "signature": report.signature.to_json(),
-        "passes": [{"name": r.name, "count": r.count} for r in report.passes if not r.error],
-        "notes": [re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", note) for note in report.notes],
-        "versions": report.versions,
-    }
+def _print_stage(stage: str, detail: str) -> None:
+    print(f"fxexport: {stage}: {detail}", file=sys.stderr)
+
+
+register(compile)

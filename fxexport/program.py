@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils import _pytree as pytree
 
 from fxexport.errors import VerifyError
 from fxexport.graph_copy import copy_graph, copy_root
@@ -42,6 +44,7 @@ class Program:
             ``signature`` in order.
         signature: names, dtypes and axes of the flat inputs and outputs.
         notes: what capture assumed, fixed or dropped, in plain words; printed in every report.
+        config: the model's export config (``get_export_config``), for passes that act on it; {} for most models.
         made: the nodes that ``insert`` and ``add_constant`` made in this copy of the program, in order.
     """
 
@@ -50,6 +53,7 @@ class Program:
         self._root: nn.Module = exported.graph_module  # what get_attr nodes read: the branches of control flow
         self.signature = signature
         self.notes = list(notes)
+        self.config: Mapping[str, Any] = {}
         self.made: list[fx.Node] = []
         self._input_specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
         self._output_specs = list(exported.graph_signature.output_specs)
@@ -279,6 +283,33 @@ class Program:
         twin._output_specs = list(self._output_specs)
         twin._state = dict(self._state)
         twin._constants = dict(self._constants)
+        return twin
+
+    def without_unread_inputs(self) -> Program:
+        """A clone whose inputs are those that something reads; ``signature.unread`` lists the others."""
+        unread = [not node.users for node in self.input_nodes]
+        twin = self.clone()
+        if not any(unread) or all(unread):
+            return twin
+        for node in [node for node in twin.input_nodes if not node.users]:
+            twin._input_specs.pop(node.name)
+            twin.graph.erase_node(node)
+        pairs = list(zip(self.signature.inputs, unread, strict=True))
+        twin.signature = replace(
+            self.signature,
+            inputs=tuple(spec for spec, is_unread in pairs if not is_unread),
+            unread=tuple(spec for spec, is_unread in pairs if is_unread),
+        )
+        whole, *rest = self._module_call_graph  # the first entry is the model itself: how its arguments nest
+        assert whole.signature is not None
+        given = [TensorArgument(node.name) for node in twin.input_nodes]
+        call = replace(
+            whole.signature,
+            inputs=given,
+            in_spec=pytree.tree_structure((tuple(given), {})),
+            forward_arg_names=None,
+        )
+        twin._module_call_graph = [replace(whole, signature=call), *rest]
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:

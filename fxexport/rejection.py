@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from fxexport.blame import Blame, Case, History, explain_failure
 from fxexport.capture import Captured
 from fxexport.errors import ValidationError
-from fxexport.publishing import Staging
 from fxexport.report import Report
 from fxexport.validation import ValidationReport, evaluate
 from fxexport.validation.numbers import Scales
+
+
+class Rejected(Protocol):
+    """What a staging directory offers to a candidate that failed."""
+
+    directory: Path
+
+    def reject(self) -> Path:
+        """Keeps the directory for inspection and returns its new place."""
+        ...
 
 
 def find_culprit(
@@ -22,7 +33,7 @@ def find_culprit(
     captured: Captured,
     report: Report,
     scales: Scales,
-    staging: Staging,
+    staging: Rejected,
     timeout: float,
     options: dict[str, Any],
 ) -> Blame | str:
@@ -37,8 +48,13 @@ def find_culprit(
     return explain_failure(history, captured.program, case)
 
 
-def reject(staging: Staging, report: Report, validation: ValidationReport, blame: Blame | str) -> ValidationError:
-    """Keeps the candidate, its report and the failing inputs in ``<path>.rejected``; returns the error to raise."""
+def reject(
+    staging: Rejected, report: Report, validation: ValidationReport, blame: Blame | str, names: Sequence[str]
+) -> ValidationError:
+    """Keeps the candidate, its report and the failing inputs in ``<path>.rejected``; returns the error to raise.
+
+    ``names``: one for each tensor of the failing inputs.
+    """
     failures = validation.failures
     lines = [f"{point.label} {point.sizes or ''}: {point.reason}" for point in failures[:5]]
     if not failures:
@@ -48,8 +64,6 @@ def reject(staging: Staging, report: Report, validation: ValidationReport, blame
     staging.directory.joinpath("report.json").write_text(json.dumps(report.to_json(), indent=1))
     staging.directory.joinpath("report.txt").write_text(str(report))
     if validation.failing_inputs is not None:
-        assert report.signature is not None
-        names = [spec.name for spec in report.signature.inputs]
         torch.save(dict(zip(names, validation.failing_inputs, strict=True)), staging.directory / "inputs.pt")
     kept = staging.reject()
     if isinstance(blame, Blame) and blame.repro:

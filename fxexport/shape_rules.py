@@ -59,10 +59,6 @@ _RULES: dict[Any, Callable[..., Any]] = {
 }
 
 
-RECURRENT = frozenset(_RULES)
-"""The operators that have a rule."""
-
-
 @contextmanager
 def shape_rules() -> Iterator[None]:
     """While the block runs, recurrent operators on fake tensors have their shapes by rule. Real tensors are not

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -89,6 +89,7 @@ class Signature:
     """The flat inputs and outputs of a program, and what was fixed or dropped to get there.
 
     ``parameters``: name and kind (as in ``inspect.Parameter``) of each parameter of the model's ``forward``, in order.
+    ``unread``: inputs that the captured call has and nothing in the graph reads: they are not inputs of the artifact.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -99,6 +100,12 @@ class Signature:
     baked: tuple[Baked, ...] = ()
     dropped: tuple[str, ...] = field(default=())
     parameters: tuple[tuple[str, str], ...] = ()
+    unread: tuple[TensorSpec, ...] = ()
+
+    def whole_call(self, paths: Sequence[str]) -> Signature:
+        """The signature with the ``unread`` inputs among the others again, in the order of ``paths``."""
+        specs = {spec.path: spec for spec in (*self.inputs, *self.unread)}
+        return replace(self, inputs=tuple(specs[path] for path in paths), unread=())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads back."""
@@ -111,6 +118,7 @@ class Signature:
             "baked": [{"path": b.path, "value": b.value} for b in self.baked],
             "dropped": list(self.dropped),
             "parameters": [list(parameter) for parameter in self.parameters],
+            "unread": [spec.to_json() for spec in self.unread],
         }
 
     @staticmethod
@@ -125,6 +133,7 @@ class Signature:
             tuple(Baked(item["path"], item["value"]) for item in data["baked"]),
             tuple(data["dropped"]),
             tuple((name, kind) for name, kind in data.get("parameters", ())),
+            tuple(TensorSpec.from_json(item) for item in data.get("unread", ())),
         )
 
 

@@ -3,11 +3,22 @@ if __name__ != "fxexport.passes":
 
 # The built-in passes, one a file, in the order of the default pipeline.
 from fxexport.passes.decompose_grouped_mm import DecomposeGroupedMm
+from fxexport.passes.decompose_stft import DecomposeStft
 from fxexport.passes.fold_batchnorm import FoldBatchnorm
 from fxexport.passes.remove_assertions import RemoveAssertions
+from fxexport.passes.remove_complex import RemoveComplex
 from fxexport.passes.remove_dropout import RemoveDropout
 from fxexport.passes.remove_noops import RemoveNoops
 
-PASSES = (DecomposeGroupedMm, RemoveDropout, RemoveNoops, RemoveAssertions, FoldBatchnorm)
+PASSES = (DecomposeGroupedMm, DecomposeStft, RemoveComplex, RemoveDropout, RemoveNoops, RemoveAssertions, FoldBatchnorm)
 
-__all__ = ["PASSES", "DecomposeGroupedMm", "FoldBatchnorm", "RemoveAssertions", "RemoveDropout", "RemoveNoops"]
+__all__ = [
+    "PASSES",
+    "DecomposeGroupedMm",
+    "DecomposeStft",
+    "FoldBatchnorm",
+    "RemoveAssertions",
+    "RemoveComplex",
+    "RemoveDropout",
+    "RemoveNoops",
+]

@@ -1,8 +1,8 @@
-"""What README.md and docs/ show is run: Python blocks in one namespace a page, the command lines of cli.md.
+"""What README.md and docs/ show is run, in order: Python blocks in one namespace a page, and command lines.
 
-A Python block that begins with `# name.py` is also written to that file. A text block is compared with what
+A Python block that begins with `# name.py` is that file, for what comes after it. A text block is compared with what
 the page printed before it: every line must have been printed, but for numbers and white space; a line that
-ends in `...` is the beginning of one.
+ends in `...` is the beginning of one. The command lines of README.md name models of the reader's own, and are not run.
 """
 
 from __future__ import annotations
@@ -44,22 +44,32 @@ def with_blocks(*kinds: str) -> list[Path]:
 
 
 def test_pages_have_examples() -> None:
-    assert {"README.md", "docs/compile.md", "docs/writing_passes.md"} <= set(map(name_of, with_blocks("python")))
-    assert "docs/cli.md" in map(name_of, with_blocks("sh"))
+    taught = {"README.md", "docs/compile.md", "docs/exportable.md", "docs/pipelines.md", "docs/writing_passes.md"}
+    assert taught <= set(map(name_of, with_blocks("python")))
+    for page, least in (("docs/cli.md", 8), ("docs/pipelines.md", 4)):
+        commands = [line for _, text, _ in blocks(ROOT / page, "sh") for line in text.splitlines()]
+        assert len(commands) >= least, page
 
 
 @pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
-def test_python_of(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = io.StringIO()
-    for kind, text, line in blocks(page, "python", "text"):
+    for kind, text, line in blocks(page, "python", "text", *(["sh"] if page.parent != ROOT else [])):
         if kind == "text":
             assert_was_printed(text, printed.getvalue(), f"{name_of(page)}:{line}")
-            continue
-        code = compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True)
-        with contextlib.redirect_stdout(printed):
-            exec(code, namespace)
+        elif kind == "sh":
+            for command in text.splitlines():
+                printed.write(run_command(command, tmp_path, f"{name_of(page)}:{line}"))
+        elif found := re.match(r"# (\w+)\.py\n", text):
+            (tmp_path / f"{found[1]}.py").write_text(text)
+            sys.modules.pop(found[1], None)
+        else:
+            code = compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True)
+            with contextlib.redirect_stdout(printed):
+                exec(code, namespace)
 
 
 def assert_was_printed(text: str, printed: str, place: str) -> None:
@@ -77,25 +87,18 @@ def words(line: str) -> tuple[str, ...]:
     return tuple(filter(None, (NUMBER.sub("", word) for word in line.split())))
 
 
-@pytest.mark.parametrize("page", [page for page in with_blocks("sh") if page.name == "cli.md"], ids=name_of)
-def test_shell_of(page: Path, tmp_path: Path) -> None:
-    for _, text, _ in blocks(page, "python"):
-        if found := re.match(r"# (\w+\.py)\n", text):
-            (tmp_path / found[1]).write_text(text)
-    count = 0
-    for _, text, line in blocks(page, "sh"):
-        for command in text.splitlines():
-            program, *arguments = shlex.split(command, comments=True)
-            assert program == "fxexport", f"{name_of(page)}:{line} cannot be run: {command}"
-            result = run_module(arguments, tmp_path)
-            assert result.returncode == 0, f"{command}:\n{result.stdout}\n{result.stderr}"
-            count += 1
-    assert count >= 4
+def run_command(command: str, directory: Path, place: str) -> str:
+    """What ``fxexport ...`` or ``python file.py`` prints."""
+    program, *arguments = shlex.split(command, comments=True)
+    assert program in ("fxexport", "python"), f"{place} cannot be run: {command}"
+    result = run_python([*(["-m", "fxexport"] if program == "fxexport" else []), *arguments], directory)
+    assert result.returncode == 0, f"{place}: {command}:\n{result.stdout}\n{result.stderr}"
+    return result.stdout
 
 
-def run_module(arguments: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+def run_python(arguments: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fxexport", *arguments],
+        [sys.executable, *arguments],
         cwd=directory, capture_output=True, text=True, env=dict(os.environ), timeout=300,
     )  # fmt: skip
 
@@ -104,9 +107,9 @@ def test_commands_of_the_readme_exist() -> None:
     """They name models of the reader's own, so only the options are checked."""
     commands = [line for _, text, _ in blocks(ROOT / "README.md", "sh") for line in text.splitlines()]
     used = {shlex.split(line)[1] for line in commands if line.startswith("fxexport ")}
-    assert used == {"compile", "show", "verify", "passes", "explain", "diff"}
+    assert used == {"compile", "show", "verify", "run", "passes", "explain", "diff"}
     for command in sorted(used):
-        assert run_module([command, "--help"], ROOT).returncode == 0
+        assert run_python(["-m", "fxexport", command, "--help"], ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from fxexport import publishing
 from fxexport.destination import data_file_name, preflight, sibling_name
 from fxexport.errors import InputError, PublishError
-from fxexport.publishing import publication
+from fxexport.publishing import locks, publication
+from fxexport.publishing import staging as staging_room
 
 DIGEST = "0123456789abcdef"
 
@@ -115,7 +115,7 @@ def test_the_main_file_must_be_there_and_everything_plain(tmp_path: Path) -> Non
 
 
 def test_a_data_file_that_the_main_file_does_not_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PublishError, match="does not refer to"):
+    with pytest.raises(PublishError, match="no file refers to"):
         publish(tmp_path / "m.onnx", b"no name", {data_file_name("m.onnx", DIGEST): b"weights"})
     assert names(tmp_path) == []
 
@@ -194,10 +194,10 @@ def test_trouble_after_the_move_is_told_as_such(tmp_path: Path, monkeypatch: pyt
     with publication(tmp_path / "m.onnx") as staging:  # the first sweep is over, the one after the move is to come
         staging.main.write_bytes(b"new")
 
-        def refuse(target: Path) -> None:
+        def refuse(targets: list[Path]) -> None:
             raise PermissionError(errno.EPERM, "not permitted")
 
-        monkeypatch.setattr(publishing, "_sweep_data", refuse)
+        monkeypatch.setattr(staging_room, "sweep_data", refuse)
         with pytest.raises(PublishError, match="is in place, but"):
             staging.publish()
     assert (tmp_path / "m.onnx").read_bytes() == b"new"
@@ -243,7 +243,7 @@ def test_a_lock_on_a_file_that_lost_its_name_does_not_count(
 
         return FileLock(path, thread_local=thread_local, on_acquired=hook)
 
-    monkeypatch.setattr(publishing, "FileLock", lock)
+    monkeypatch.setattr(locks, "FileLock", lock)
     with publication(tmp_path / "m.onnx"):
         assert len(locked) == 2
         assert (tmp_path / ".m.onnx.fxexport-lock").read_text() == f"{os.getpid()}\n"

@@ -25,10 +25,12 @@ class NamedAxes:
     dimensions: tuple[Dimension, ...]
     notes: tuple[str, ...]
     guards: tuple[Guard, ...] = ()
+    formulas: Mapping[str, str] = field(default_factory=dict)
 
     def axes_of(self, value: Any) -> tuple[Axis, ...]:
-        """The axes of a fake tensor: ints, names, or formulas such as ``2*time``."""
-        return tuple(size if isinstance(size, int) else self.axis_of(size) for size in value.shape)
+        """The axes of a fake tensor: ints, names, or formulas such as ``2*time`` (by their name where they have one)."""
+        axes = (size if isinstance(size, int) else self.axis_of(size) for size in value.shape)
+        return tuple(self.formulas.get(axis, axis) if isinstance(axis, str) else axis for axis in axes)
 
     def axis_of(self, size: torch.SymInt) -> Axis:
         """The axis for one symbolic size."""
@@ -52,7 +54,8 @@ class _Size:
     def add(self, automatic: str, request: AxisRequest) -> None:
         self.automatic.append(automatic)
         if request.label is not None and request.label not in self.given:
-            self.given.append(request.label)
+            place = len(self.given) if not request.declared or self.declared else 0  # declared names come first
+            self.given.insert(place, request.label)
         self.declared = self.declared or request.declared
         self.minimum = max(self.minimum, request.minimum or 0)
         self.maximum = _smaller(self.maximum, request.maximum)
@@ -134,7 +137,8 @@ def _range(exported: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int | 
 def _fixed(what: str, size: int, request: AxisRequest, fixing: Mapping[int, str]) -> list[str]:
     """A note on an axis that capture fixed, or an error where the user declared it dynamic."""
     if not request.declared:
-        return [f"{what} is fixed at {size}"]
+        why = ", although its type says otherwise: eager takes no other size either" if request.claimed else ""
+        return [f"{what} is fixed at {size}{why}"]
     raise CaptureError(
         f"{what} was declared dynamic, but the model fixes it at {size}"
         + (f" at {fixing[size]}" if fixing.get(size) else "")

@@ -27,6 +27,7 @@ class ExampleCall:
         defaults: parameters that were not given and have a default other than None.
         state: buffers that are inputs and outputs of their own (explicit state), by qualified name.
         parameters: name and kind of every parameter of ``forward``, in order.
+        left_out: paths of results that are not outputs of the artifact.
     """
 
     arguments: dict[str, Any]
@@ -36,6 +37,7 @@ class ExampleCall:
     spec: pytree.TreeSpec = field(repr=False)
     defaults: tuple[Baked, ...] = ()
     state: tuple[str, ...] = ()
+    left_out: frozenset[str] = frozenset()
 
     def with_state(self, buffers: Mapping[str, torch.Tensor]) -> ExampleCall:
         """The same call with ``buffers`` (qualified name -> value) as inputs of their own, after the arguments."""
@@ -77,12 +79,7 @@ def bind_example(
 
     Raises InputError, showing the signature against what was given, when they do not fit.
     """
-    try:
-        signature = inspect.signature(model.forward)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"forward of {type(model).__name__} has no signature to read ({error}); give it one"
-        ) from error
+    signature = forward_signature(model)
     args, keywords = _split(signature, example_inputs, kwargs, from_hook)
     bound = _bind(signature, args, keywords)
     if bound is None:
@@ -98,6 +95,16 @@ def bind_example(
         if name not in bound.arguments and parameter.default not in (parameter.empty, None)
     )
     return ExampleCall(named, leaves, names, parameters, spec, defaults)
+
+
+def forward_signature(model: nn.Module) -> inspect.Signature:
+    """The signature of ``forward``. Raises InputError where it has none, as builtins."""
+    try:
+        return inspect.signature(model.forward)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"forward of {type(model).__name__} has no signature to read ({error}); give it one"
+        ) from error
 
 
 def _split(

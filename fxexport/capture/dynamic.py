@@ -21,13 +21,15 @@ _HINT_TYPE = type(Dim.AUTO)
 class AxisRequest:
     """One dimension of one input that should stay dynamic.
 
-    ``label`` is the user's name for it (None: name it after capture), ``declared`` is False for ``dynamic=True``.
+    ``label`` is the user's name for it (None: name it after capture), ``declared`` is False for ``dynamic=True``;
+    ``claimed``: a toolbox's type declares it, and it may be fixed after all where eager takes no other size either.
     """
 
     label: str | None
     minimum: int | None = None
     maximum: int | None = None
     declared: bool = True
+    claimed: bool = False
 
 
 AxisRequests = list[dict[int, AxisRequest]]

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from fxexport.capture.dynamic import AxisRequests
 from fxexport.capture.flat_model import FlatModel
+from fxexport.capture.packed_sequences import dense_packed_sequences
 from fxexport.errors import CaptureError, ExportError
 from fxexport.shape_rules import shape_rules
 
@@ -23,8 +24,13 @@ _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
-def export_flat(model: FlatModel, inputs: Sequence[torch.Tensor], requests: AxisRequests) -> ExportedProgram:
+def export_flat(
+    model: FlatModel, inputs: Sequence[torch.Tensor], requests: AxisRequests, *, read_code: bool = False
+) -> ExportedProgram:
     """The ATen graph of ``model`` on ``inputs``; requested axes are left open (``Dim.AUTO``) and judged afterwards.
+
+    ``read_code``: the bytecode of forward is read instead of run. Then ``int(lengths.max())`` stays a size that depends
+    on the data, where Python itself would insist on a number; it is slower and understands less Python.
 
     Raises CaptureError naming the line of the user's code where capture stopped.
     """
@@ -32,13 +38,14 @@ def export_flat(model: FlatModel, inputs: Sequence[torch.Tensor], requests: Axis
         {axis: _hint(request.minimum, request.maximum) for axis, request in axes.items()} for axes in requests
     )
     try:
-        with _quiet(), shape_rules(), torch.no_grad():
+        packed = contextlib.nullcontext() if read_code else dense_packed_sequences(model)
+        with _quiet(), shape_rules(), packed, torch.no_grad():
             # Copies: one tensor given for two inputs would be captured as one input.
             return torch.export.export(
                 model,
                 tuple(tensor.detach().clone() for tensor in inputs),
                 dynamic_shapes=(shapes,) if inputs else None,
-                strict=False,
+                strict=read_code,
             )
     except ExportError:
         raise
@@ -79,6 +86,11 @@ def explain(error: BaseException) -> str:
             "  A graph holds one path; baking the branch the example took would be wrong for other inputs. Ways out: "
             "torch.where for a choice between values, torch.cond for a choice between computations, or export the "
             "parts before and after the decision separately."
+        )
+    if ".numpy()" in first:
+        return (
+            f"capture stopped{where}: the model computes with numpy, whose values would be fixed in the artifact.\n"
+            "  Use torch operators there."
         )
     return f"capture stopped{where}: {kind}: {first}"
 

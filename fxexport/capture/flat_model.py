@@ -32,6 +32,7 @@ class FlatModel(nn.Module):
         self._fixed = [None if leaf.is_tensor else leaf.value for leaf in call.leaves]
         self._is_tensor = [leaf.is_tensor for leaf in call.leaves]
         self._state = call.state
+        self._left_out = call.left_out
         self.results: ResultLayout | None = None
         self.before: Callable[[], None] = lambda: None
 
@@ -48,6 +49,7 @@ class FlatModel(nn.Module):
             result = self.model(*args, **kwargs)
             after = [buffers(name) for name in self._state]
         leaves, _ = flatten(result)
+        leaves = [Leaf(leaf.path, None) if _show(leaf.path) in self._left_out else leaf for leaf in leaves]
         self.results = ResultLayout.of(result, leaves).with_state(self._state)
         return (*(_as_tensor(leaf) for leaf in leaves if leaf.value is not None), *after)
 
@@ -81,13 +83,14 @@ def _buffer_place(model: nn.Module, name: str) -> tuple[dict[str, torch.Tensor |
 
 @dataclasses.dataclass(frozen=True)
 class ResultLayout:
-    """How the flat results nest in what the model returned."""
+    """How the flat results nest in what the model returned. ``leaves``: all paths, also of None."""
 
     names: list[str]
     paths: list[str]
     structure: Structure
     dropped: tuple[str, ...]
     numbers: tuple[str, ...]
+    leaves: tuple[str, ...]
 
     def with_state(self, state: Sequence[str]) -> ResultLayout:
         """The layout of ``(result, {buffer: value})``; unchanged without explicit state."""
@@ -95,8 +98,10 @@ class ResultLayout:
             return self
         names = unique_names([*self.names, *(flat_name(("output", name)) for name in state)])
         nested: Structure = {"dict": dict(zip(state, names[len(self.names) :], strict=True))}
-        paths = [*self.paths, *(show_path(("state", name)) for name in state)]
-        return dataclasses.replace(self, names=names, paths=paths, structure={"tuple": [self.structure, nested]})
+        own = [show_path(("state", name)) for name in state]
+        structure: Structure = {"tuple": [self.structure, nested]}
+        leaves = (*self.leaves, *own)
+        return dataclasses.replace(self, names=names, paths=[*self.paths, *own], structure=structure, leaves=leaves)
 
     @staticmethod
     def of(result: Any, leaves: list[Leaf]) -> ResultLayout:
@@ -111,7 +116,8 @@ class ResultLayout:
         numbers = tuple(_show(leaf.path) for leaf in kept if not leaf.is_tensor)
         by_path = dict(zip((leaf.path for leaf in kept), names, strict=True))
         structure = _nest({leaf.path: by_path.get(leaf.path) for leaf in leaves})
-        return ResultLayout(names, [_show(leaf.path) for leaf in kept], structure, dropped, numbers)
+        paths, every = [_show(leaf.path) for leaf in kept], tuple(_show(leaf.path) for leaf in leaves)
+        return ResultLayout(names, paths, structure, dropped, numbers, every)
 
 
 def _output_name(path: tuple[str | int, ...]) -> str:

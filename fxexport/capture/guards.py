@@ -9,7 +9,9 @@ from typing import Any
 
 import sympy
 import torch
+from sympy.printing.precedence import precedence
 from torch.export import ExportedProgram
+from torch.utils._sympy.functions import ToFloat
 from torch.utils._sympy.printers import PythonPrinter
 
 from fxexport.signature import Guard
@@ -17,10 +19,25 @@ from fxexport.signature import Guard
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 
 
+class _Plain(PythonPrinter):
+    """Sums as a reader writes them: ``time - 1``, not ``(-1) + time``."""
+
+    def _print_Add(self, expr: Any, order: Any = None) -> str:
+        text = ""
+        for term in sorted(expr.args, key=lambda term: (bool(term.is_number), bool(term.could_extract_minus_sign()))):
+            negative = bool(term.could_extract_minus_sign())
+            shown = self.parenthesize(-term if negative else term, precedence(expr))
+            text += (f" - {shown}" if text else f"-{shown}") if negative else (f" + {shown}" if text else shown)
+        return text
+
+
 def plain(expression: Any, labels: Mapping[sympy.Symbol, str]) -> str:
     """A symbolic size or condition as Python over the names of the dimensions: ``2*time``, ``batch % 2 == 0``."""
     names = {s: sympy.Symbol(labels.get(s, str(s)), integer=True) for s in expression.free_symbols}
-    text = str(PythonPrinter().doprint(expression.xreplace(names)))
+    # A size compared with a Python float is the same number as a float; and 12288.0 is 12288.
+    numbers: dict[Any, Any] = {f: f.args[0] for f in expression.atoms(ToFloat)}
+    numbers |= {f: sympy.Integer(int(f)) for f in expression.atoms(sympy.Float) if float(f).is_integer()}
+    text = str(_Plain().doprint(expression.xreplace(numbers).xreplace(names)))
     while text.startswith("(") and text.endswith(")") and _closes_last(text):
         text = text[1:-1]
     return text
@@ -42,7 +59,7 @@ def size_guards(exported: ExportedProgram, labels: Mapping[sympy.Symbol, str]) -
     sizes that ranges express already (``time > 10``) are included: the place is what a reader wants to know.
     """
     found: dict[str, Guard] = {}
-    for guard in _recorded(exported):
+    for guard in recorded(exported):
         if not guard.expr.free_symbols or not guard.expr.free_symbols <= set(labels):
             continue
         place = _user_place(guard.sloc)
@@ -52,7 +69,8 @@ def size_guards(exported: ExportedProgram, labels: Mapping[sympy.Symbol, str]) -
     return tuple(found.values())
 
 
-def _recorded(exported: ExportedProgram) -> list[Any]:
+def recorded(exported: ExportedProgram) -> list[Any]:
+    """Every condition that capture decided by the example's sizes, PyTorch's own included; each has an ``expr``."""
     for node in exported.graph.nodes:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         if mode is not None and mode.shape_env is not None:

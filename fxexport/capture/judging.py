@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -17,18 +18,15 @@ def judge_example(
     reference: Reference, notes: list[str], allow_random: bool
 ) -> tuple[Tensors, ResultLayout, list[int]]:
     """Runs the example in eager twice: its outputs, and the outputs that are not the same each time."""
-    try:
+    with as_the_models_own():
         first, second, layout = reference.run_twice(reference.call.tensors)
-    except ExportError:
-        raise
-    except Exception as error:
-        _raise_with_context(error)
-        raise
-    notes += [f"{path} is None: it is left out of the artifact's outputs" for path in layout.dropped]
+    nothing = [path for path in layout.dropped if path not in reference.call.left_out]
+    notes += [f"{path} is None: it is left out of the artifact's outputs" for path in nothing]
     notes += [f"{path} is a Python number: it becomes a 0-d tensor" for path in layout.numbers]
-    complex_outputs = [p for p, t in zip(layout.paths, first, strict=True) if t.is_complex()]
-    if complex_outputs or any(t.is_complex() for t in reference.call.tensors):
-        notes.append(f"complex tensors at the border of the model: {complex_outputs or 'inputs'}")
+    taken = zip(reference.call.paths, reference.call.tensors, strict=True)
+    complex_values = [path for path, t in (*taken, *zip(layout.paths, first, strict=True)) if t.is_complex()]
+    if complex_values:
+        notes.append(f"{', '.join(complex_values)} is complex, which .onnx files cannot take or give")
     changed = [i for i, pair in enumerate(zip(first, second, strict=True)) if not _identical(*pair)]
     if not changed:
         return first, layout, []
@@ -52,13 +50,20 @@ def judge_example(
     return first, layout, unstable
 
 
-def _raise_with_context(error: Exception) -> None:
-    """Adds where and why to the user's own exception, which is re-raised as it is."""
-    place = user_line(error)
-    error.add_note(
-        "fxexport: this is the model's own error on the example inputs, in eager PyTorch before any capture"
-        + (f" ({place})" if place else "")
-    )
+@contextmanager
+def as_the_models_own() -> Iterator[None]:
+    """The user's own exception from the block is re-raised as it is, with where and why added."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        place = user_line(error)
+        error.add_note(
+            "fxexport: this is the model's own error on the example inputs, in eager PyTorch before any capture"
+            + (f" ({place})" if place else "")
+        )
+        raise
 
 
 def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:

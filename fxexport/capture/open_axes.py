@@ -8,23 +8,33 @@ who fixes what.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
+import sympy
 import torch
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from fxexport.capture import flat_model
 from fxexport.capture.dynamic import AxisRequests
 from fxexport.capture.exporting import is_user_frame
+from fxexport.capture.guards import recorded
 from fxexport.capture.resize import resize_axis
+from fxexport.errors import CaptureError
 
 Place = tuple[int, int]
 """Position of an input, and one of its axes."""
+Opened = tuple[ExportedProgram, list[str], list[torch.Tensor], dict[int, str]]
+"""What :func:`export_open` returns."""
+_Accepts = Callable[[list[torch.Tensor]], bool]
 
 _GUARDS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
@@ -37,17 +47,20 @@ def export_open(
     export: _Exported,
     examples: list[torch.Tensor],
     requests: AxisRequests,
-    accepts: Callable[[list[torch.Tensor]], bool],
-) -> tuple[ExportedProgram, list[str], list[torch.Tensor], dict[int, str]]:
+    accepts: _Accepts,
+) -> Opened:
     """``export(examples)`` with every declared axis open if that is possible.
 
-    ``accepts`` says whether eager runs on some inputs. Returns the program and notes of ``export``, the
-    examples it was captured on, and for sizes that stay fixed the ``file:line: source`` that fixed them.
+    ``accepts`` says whether eager runs on some inputs. Axes that a toolbox's types claim to be dynamic, and for which
+    eager accepts no other size, count as not declared in ``requests`` afterwards. Returns the program and notes of
+    ``export``, the examples it was captured on, and for sizes that stay fixed the ``file:line: source`` that fixed them.
     """
     exported, notes = export(examples)
     fixed = _fixed_axes(exported, requests)
+    _give_way(fixed, examples, requests, accepts)
+    fixed = _fixed_axes(exported, requests)
     if not fixed:
-        return exported, notes, examples, {}
+        return _without_ones(export, (exported, notes, examples, {}), requests, accepts)
     other = next(filter(accepts, _other_sizes(examples, fixed, requests)), examples)
     with _listening() as heard:
         again, other_notes = export(other)
@@ -57,17 +70,74 @@ def export_open(
     return exported, notes, examples, {size: heard.get(new, "") for size, new in sizes.items()}
 
 
+def _without_ones(export: _Exported, opened: Opened, requests: AxisRequests, accepts: _Accepts) -> Opened:
+    """``opened``, or the capture at larger sizes where less is 0 or 1 by accident: the number of chunks, for instance.
+
+    Torch takes a size that is 1 on the example for a broadcast one, and the graph has that 1 in it, whatever the input.
+    """
+    exported, _, examples, _ = opened
+    ones = _ones(exported)
+    places = [place for place, symbols in _symbols(exported, requests).items() if symbols & ones.keys()]
+    if not places:
+        return opened
+    other = next(filter(accepts, _other_sizes(examples, places, requests)), None)
+    if other is None:
+        return opened
+    try:
+        again, notes = export(other)
+    except CaptureError:
+        return opened
+    fewer = sum(_ones(again).values()) < sum(ones.values())
+    return (again, notes, other, {}) if fewer and not _fixed_axes(again, requests) else opened
+
+
+def _ones(exported: ExportedProgram) -> Counter[sympy.Symbol]:
+    """How often capture decided that a formula over a symbolic size is 0 or 1."""
+    found: Counter[sympy.Symbol] = Counter()
+    for guard in recorded(exported):
+        expression = guard.expr
+        if isinstance(expression, sympy.Eq) and expression.rhs in (0, 1) and not expression.lhs.is_Symbol:
+            found.update(expression.free_symbols)
+    return found
+
+
+def _symbols(exported: ExportedProgram, requests: AxisRequests) -> dict[Place, set[sympy.Symbol]]:
+    """The symbols in the size of every requested axis."""
+    sizes = _sizes(exported, requests)
+    return {
+        place: sympy.sympify(getattr(getattr(s, "node", None), "expr", s)).free_symbols for place, s in sizes.items()
+    }
+
+
+def _give_way(
+    fixed: Sequence[Place],
+    examples: list[torch.Tensor],
+    requests: AxisRequests,
+    accepts: _Accepts,
+) -> None:
+    """Claimed axes that the eager model itself has at one size only become axes that merely may be dynamic."""
+    for i, axis in fixed:
+        request = requests[i][axis]
+        if request.claimed and not any(map(accepts, _other_sizes(examples, [(i, axis)], requests))):
+            requests[i][axis] = replace(request, declared=False)
+
+
 def _fixed_axes(exported: ExportedProgram, requests: AxisRequests) -> list[Place]:
     """Declared axes that are plain numbers in the captured graph."""
+    sizes = _sizes(exported, requests).items()
+    return [(i, axis) for (i, axis), size in sizes if requests[i][axis].declared and _is_number(size)]
+
+
+def _sizes(exported: ExportedProgram, requests: AxisRequests) -> dict[Place, int | torch.SymInt]:
+    """The size of every requested axis in the captured graph."""
     names = exported.graph_signature.user_inputs
     nodes = exported.graph.find_nodes(op="placeholder")
     shapes = {node.name: node.meta["val"].shape for node in nodes if node.name in names}
-    return [
-        (i, axis)
+    return {
+        (i, axis): shapes[str(name)][axis]
         for i, (name, axes) in enumerate(zip(names, requests, strict=True))
-        for axis, request in axes.items()
-        if request.declared and _is_number(shapes[str(name)][axis])
-    ]
+        for axis in axes
+    }
 
 
 def _is_number(size: int | torch.SymInt) -> bool:
@@ -130,8 +200,22 @@ class _Listener(logging.Handler):
 
 
 def _place() -> str:
+    """``file:line: source`` of the user's code that is running, and the operator it calls."""
     frames = traceback.extract_stack()
     starts = [i for i, frame in enumerate(frames) if frame.filename == flat_model.__file__]
     own = [frame for frame in frames[starts[-1] :] if is_user_frame(frame)] if starts else []
     own = [frame for frame in own if frame.filename != logging.__file__]
-    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+    operator = _operator()
+    called = f" ({operator})" if operator else ""
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}{called}" if own else ""
+
+
+def _operator() -> str:
+    """The ATen operator that PyTorch is running on values without content, or ''."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        func = frame.f_locals.get("func") if frame.f_code.co_name == "__torch_dispatch__" else None
+        if isinstance(func, OpOverload):
+            return str(func)
+        frame = frame.f_back
+    return ""

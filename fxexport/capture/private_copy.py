@@ -88,16 +88,20 @@ def private_copy(model: nn.Module, *, share_parameters: bool = False) -> tuple[n
 
 
 def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> list[tuple[str, Any]]:
-    """Plain attributes of the model's modules that cannot be deep-copied, by their path."""
+    """Plain attributes of the model's modules that cannot be deep-copied, by their path.
+
+    What merely refers to a module of the model (a bound method, a list of layers) is not to blame for what that module
+    holds; shared, it would lead from the copy back into the original.
+    """
     found = []
-    own = {id(module) for module in model.modules()}
+    own = {id(module): module for module in model.modules()}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if key in ("_parameters", "_buffers", "_modules") or id(value) in own:
+            if key in ("_parameters", "_buffers", "_modules"):
                 continue
             try:
                 with _DetachedCopies(), torch.no_grad():
-                    copy.deepcopy(value, dict(memo))
+                    copy.deepcopy(value, {**memo, **own})
             except Exception:  # noqa: BLE001 - any failure to copy means: share it, and say so
                 found.append((f"{name}.{key}".lstrip("."), value))
     return found

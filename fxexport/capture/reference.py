@@ -10,6 +10,7 @@ from torch import nn
 
 from fxexport.capture.binding import ExampleCall
 from fxexport.capture.flat_model import FlatModel, ResultLayout
+from fxexport.capture.in_double import InDouble
 from fxexport.capture.private_copy import preserved_process_state, private_copy, seed_everything
 
 Tensors = tuple[torch.Tensor, ...]
@@ -34,8 +35,16 @@ class Reference:
         """The flat outputs for the flat ``inputs``; in float64 throughout with ``double``."""
         if double:
             copy, _ = private_copy(self.model)
-            return run_flat(FlatModel(copy.double(), self.call), [_double(t) for t in inputs], seed)
+            with InDouble():  # type: ignore[no-untyped-call]
+                return run_flat(FlatModel(copy.double(), self.call), [_double(t) for t in inputs], seed)
         return run_flat(self.fresh(), inputs, seed)
+
+    def results(self) -> tuple[ResultLayout, Tensors]:
+        """The layout of what one call on the example returns, and its tensors."""
+        model = self.fresh()
+        outputs = run_flat(model, self.call.tensors, 0)
+        assert model.results is not None
+        return model.results, outputs
 
     def run_twice(self, inputs: Sequence[torch.Tensor]) -> tuple[Tensors, Tensors, ResultLayout]:
         """Outputs of two calls of *one* model, the second with other random seeds, and the layout of the result."""
@@ -44,11 +53,15 @@ class Reference:
         assert model.results is not None
         return first, second, model.results
 
-    def updated_buffers(self) -> dict[str, torch.Tensor]:
-        """The buffers that one call on the example changes, with the values they have before it."""
+    def used(self) -> FlatModel:
+        """A model as one call on the example leaves it."""
         model = self.fresh()
         run_flat(model, self.call.tensors, 0)
-        before, after = dict(self.model.named_buffers()), dict(model.model.named_buffers())
+        return model
+
+    def updated_buffers(self) -> dict[str, torch.Tensor]:
+        """The buffers that one call on the example changes, with the values they have before it."""
+        before, after = dict(self.model.named_buffers()), dict(self.used().model.named_buffers())
         return {name: value for name, value in before.items() if not _same(value, after.get(name))}
 
 

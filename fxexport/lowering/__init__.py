@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from fxexport.errors import InputError
 from fxexport.lowering.custom_operators import refuse_custom_operators
 from fxexport.lowering.onnx import DEFAULT_OPSET, OPSETS, check_opset, lower_onnx
+from fxexport.lowering.onnx_functions import FunctionRecord
 from fxexport.lowering.onnx_translation import TranslationTable
 from fxexport.lowering.pt2 import lower_pt2
 from fxexport.lowering.torchscript import lower_torchscript
@@ -32,14 +34,23 @@ def lower(
     opset_version: int | None = None,
     external_data: bool | None = None,
     custom_translation_table: TranslationTable | None = None,
+    do_constant_folding: bool = True,
+    keep_initializers_as_inputs: bool = False,
+    functions: bool | Collection[Any] = False,
+    function_records: list[FunctionRecord] | None = None,
 ) -> list[Path]:
     """Writes ``program`` in the format of ``path``'s extension; nothing is validated here. Returns the files written.
 
-    Raises LoweringError where the format cannot express the program, OSError where the file cannot be written.
+    The options are those of :func:`lower_onnx`. TorchScript and pt2 files never have constants folded, so
+    ``do_constant_folding`` changes nothing there.
+
+    Raises InputError for an option that the format does not have, LoweringError where the format cannot express the
+    program, OSError where the file cannot be written.
     """
     described = dict(metadata or {"signature": program.signature.to_json()})
     kind = format_of(path)
     if kind != "onnx":
+        refuse_options(path, kind, keep_initializers_as_inputs=keep_initializers_as_inputs, functions=functions)
         refuse_custom_operators(program, kind)
     if kind == "torchscript":
         return lower_torchscript(program, path, described)
@@ -52,4 +63,15 @@ def lower(
         opset_version=opset_version,
         external_data=external_data,
         custom_translation_table=custom_translation_table,
+        do_constant_folding=do_constant_folding,
+        keep_initializers_as_inputs=keep_initializers_as_inputs,
+        functions=functions,
+        function_records=function_records,
     )
+
+
+def refuse_options(path: Path, kind: Format, **options: object) -> None:
+    """Raises InputError where an option of ``.onnx`` files was given for another format."""
+    for name, value in options.items():
+        if value:
+            raise InputError(f"{name} is for .onnx files; {path.name} is {kind}: leave it out, or export to .onnx")

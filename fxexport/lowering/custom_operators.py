@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch._ops import OpOverload
 
 from fxexport.errors import LoweringError
+from fxexport.exportable.scripted import CALL
 from fxexport.program import Program, module_path
 
 # Registered by PyTorch itself: a file that calls these loads wherever PyTorch does.
@@ -17,7 +18,7 @@ def refuse_custom_operators(program: Program, kind: str) -> None:
     """
     found: dict[str, list[str]] = {}
     for node in program.graph.nodes:
-        if isinstance(node.target, OpOverload) and node.target.namespace not in _PYTORCH:
+        if isinstance(node.target, OpOverload) and node.target.namespace not in _PYTORCH and node.target is not CALL:
             places = found.setdefault(str(node.target), [])
             place = module_path(node) or "the model itself"
             if place not in places:

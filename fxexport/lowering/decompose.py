@@ -26,7 +26,16 @@ def _adaptive_avg_pool(x: torch.Tensor, size: list[int]) -> torch.Tensor:
     return torch.ops.aten.adaptive_avg_pool2d.default(x, size)  # type: ignore[no-any-return]
 
 
-_RESPELLED: dict[Any, Callable[..., Any]] = {torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool}
+def _masked_select(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """An index by a mask of the same shape, which ONNX has a form of."""
+    values, chosen = torch.ops.aten.broadcast_tensors.default([x, mask])
+    return torch.ops.aten.index.Tensor(values, [chosen])  # type: ignore[no-any-return]
+
+
+_RESPELLED: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
+    torch.ops.aten.masked_select.default: _masked_select,
+}
 
 
 def decompose_nodes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from fxexport.errors import InputError, LoweringError
 from fxexport.lowering.onnx_file import check_onnx, write_onnx
+from fxexport.lowering.onnx_functions import FunctionRecord, number_calls, outline_functions
 from fxexport.lowering.onnx_translation import TranslationTable, translate
 from fxexport.program import Program
 from fxexport.signature import Axis, TensorSpec, dtype_name
@@ -29,26 +30,49 @@ def lower_onnx(
     opset_version: int | None = None,
     external_data: bool | None = None,
     custom_translation_table: TranslationTable | None = None,
+    do_constant_folding: bool = True,
+    keep_initializers_as_inputs: bool = False,
+    functions: bool | Collection[Any] = False,
+    function_records: list[FunctionRecord] | None = None,
 ) -> list[Path]:
     """Writes ``program`` as an ONNX file at ``path`` (and one data file where the weights do not fit inside).
 
     The file holds standard operators of exactly ``opset_version``, the names and axes of ``program.signature``,
     ``metadata`` as JSON, and nothing that depends on the machine or directory: same program, same bytes.
 
+    ``do_constant_folding=False`` leaves in the graph what depends on weights and constants alone.
+    ``keep_initializers_as_inputs`` lists every initializer as an input, too, after those of the signature: whoever runs
+    the file may give it another value, so nothing is folded into it. ``functions`` (True, or module classes by type or
+    name) writes modules of equal structure as one ONNX function, and adds what it did to ``function_records``.
+
     Returns the files written. Raises InputError for an opset that cannot be produced and LoweringError naming every
     operator that has no translation.
     """
     opset = check_opset(opset_version)
-    model = translate(program, opset, custom_translation_table)
+    if functions:
+        program = number_calls(program)
+    model = translate(
+        program,
+        opset,
+        custom_translation_table,
+        fold_constants=do_constant_folding,
+        keep_weights=keep_initializers_as_inputs,
+    )
     produced = model.opset_imports.get("", None)
     if produced != opset:
         raise LoweringError(
             f"opset {opset} was asked, but the operators of this model need opset {produced}: "
             f"give opset_version={produced} or a later one (up to {OPSETS[-1]})"
         )
+    if functions:
+        found = outline_functions(model, program, functions)
+        if function_records is not None:
+            function_records += found
     _name_interface(model.graph, program)
     _strip(model, _pass_history(program))
     model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+    if keep_initializers_as_inputs:
+        model.graph.inputs.extend(model.graph.initializers.values())
     check_onnx(model)
     return write_onnx(model, path, external_data=external_data)
 
@@ -76,7 +100,6 @@ def _name_interface(graph: ir.Graph, program: Program) -> None:
             f"torch.onnx produced {len(graph.inputs)} inputs and {len(graph.outputs)} outputs for a signature of "
             f"{len(signature.inputs)} and {len(signature.outputs)}"
         )
-    _separate_outputs(graph)
     wanted = [spec.name for spec in (*signature.inputs, *signature.outputs)]
     interface = [*graph.inputs, *graph.outputs]
     _free_names(graph, set(wanted), interface)
@@ -103,19 +126,6 @@ def _check_dtypes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> No
 
 
 _ONNX_NAMES = {"float32": "FLOAT", "float64": "DOUBLE"}
-
-
-def _separate_outputs(graph: ir.Graph) -> None:
-    """An output that is an input, a weight or another output gets an Identity of its own, so that names are kept."""
-    seen: set[ir.Value] = set()
-    for position, value in enumerate(list(graph.outputs)):
-        if value in seen or value.is_graph_input() or value.is_initializer():
-            node = ir.node("Identity", [value])
-            graph.append(node)
-            copy = node.outputs[0]
-            copy.type, copy.shape = value.type, value.shape
-            graph.outputs[position] = copy
-        seen.add(graph.outputs[position])
 
 
 def _free_names(graph: ir.Graph, wanted: set[str], interface: Sequence[ir.Value]) -> None:

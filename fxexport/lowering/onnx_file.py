@@ -41,14 +41,14 @@ from fxexport.destination import data_file_name, sibling_name
 from fxexport.errors import LoweringError
 from fxexport.lowering.onnx_reading import external_entries, onnx_messages
 
-__all__ = ["INLINE_LIMIT", "check_onnx", "write_onnx"]
+__all__ = ["ALIGNMENT", "INLINE_LIMIT", "check_onnx", "point_to", "write_onnx", "write_proto"]
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes; parsers refuse a longer message
 INLINE_LIMIT = PROTOBUF_LIMIT - 2**26  # leaves room for what readers add before they write again
 _LARGE = 2**10  # bytes from which a tensor is streamed, or moved to the data file
 _DECLARED = 2**16  # bytes above which the checker sees a tensor's type only
 _RECORD = 2**5  # bytes; more than the keys and lengths that come with a tensor's bytes
-_ALIGNMENT = 2**12  # bytes; a runtime can map a tensor that starts on a page
+ALIGNMENT = 2**12  # bytes; a runtime can map a tensor that starts on a page
 _CHUNK = 2**22  # bytes written (and hashed) at a time
 _MARK = "\0fxexport:"  # begins the location of a stand-in; NUL, since no file name holds it
 
@@ -83,6 +83,24 @@ def write_onnx(
     with path.open("wb") as file:
         _write_message(file, skeleton)
     return written
+
+
+def write_proto(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a ``proto`` whose tensors are complete or external, in the order described above; ``proto`` is used up.
+
+    Raises OSError when the disk is full or not writable.
+    """
+    with path.open("wb") as file:
+        _write_message(file, _Skeleton(proto, [None] * len(proto.graph.initializer), []))
+
+
+def point_to(record: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Let ``record`` have its data in file ``location``, and nowhere else."""
+    record.ClearField("raw_data")
+    record.ClearField("external_data")
+    record.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        record.external_data.add(key=key, value=text)
 
 
 # --- the proto without its large tensors ---
@@ -276,11 +294,7 @@ def _move_out(skeleton: _Skeleton, path: Path) -> Path:
     top = zip(skeleton.proto.graph.initializer, skeleton.top, strict=True)
     for record, tensor in [*top, *skeleton.nested]:
         if tensor is not None:
-            _clear_mark(record)
-            record.data_location = onnx.TensorProto.EXTERNAL
-            entries = {"location": data.name, "offset": str(slots[id(tensor)]), "length": str(tensor.nbytes)}
-            for key, text in entries.items():
-                record.external_data.add(key=key, value=text)
+            point_to(record, data.name, slots[id(tensor)], tensor.nbytes)
     skeleton.top, skeleton.nested = [None] * len(skeleton.top), []
     return data
 
@@ -293,7 +307,7 @@ def _write_data(tensors: Sequence[_Tensor], path: Path) -> tuple[dict[int, int],
         for tensor in tensors:
             if id(tensor) in slots:
                 continue
-            padding = memoryview(bytes(-end % _ALIGNMENT))
+            padding = memoryview(bytes(-end % ALIGNMENT))
             for chunk in chain((padding,), _chunks(tensor)):
                 digest.update(chunk)
                 file.write(chunk)

@@ -26,11 +26,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
 from fxexport.errors import LoweringError
+from fxexport.lowering.complex_values import refuse_complex_interface, untranslated_complex
 from fxexport.lowering.decompose import decompose_nodes
 from fxexport.lowering.masked_attention import legalize_masked_attention
 from fxexport.lowering.onnx_optimize import optimize
+from fxexport.lowering.recurrent import RECURRENT_TRANSLATIONS
 from fxexport.program import Program, module_path
-from fxexport.shape_rules import RECURRENT, shape_rules
+from fxexport.shape_rules import shape_rules
 
 aten = torch.ops.aten
 
@@ -40,11 +42,19 @@ TranslationTable = dict[Callable[..., Any], Callable[..., Any]]
 _DIRECT_VERSIONS = ("2.13.",)
 
 
-def translate(program: Program, opset: int, table: TranslationTable | None = None) -> ir.Model:
-    """``program`` as an ONNX model of ``opset``, optimized.
+def translate(
+    program: Program,
+    opset: int,
+    table: TranslationTable | None = None,
+    *,
+    fold_constants: bool = True,
+    keep_weights: bool = False,
+) -> ir.Model:
+    """``program`` as an ONNX model of ``opset``, tidied as :func:`optimize` says.
 
     Raises LoweringError listing every operator without a translation, with its module path and a stub to fill in.
     """
+    refuse_complex_interface(program)
     program = legalize_masked_attention(program, opset)
     with _quiet(), torch.no_grad():
         result = None if table else _try_directly(program.to_exported(), opset)
@@ -55,14 +65,14 @@ def translate(program: Program, opset: int, table: TranslationTable | None = Non
                         program.to_exported(),
                         dynamo=True,
                         opset_version=opset,
-                        custom_translation_table=table,
+                        custom_translation_table={**RECURRENT_TRANSLATIONS, **(table or {})},
                         verbose=False,
                         optimize=False,
                     )
             except Exception as error:
                 raise LoweringError(_explain(program, opset, error, table)) from error
         assert result is not None
-        optimize(result.model)
+        optimize(result.model, fold_constants=fold_constants, keep_weights=keep_weights)
     model: ir.Model = result.model
     return model
 
@@ -89,7 +99,7 @@ def _translate_directly(exported: ExportedProgram, opset: int) -> Any:
     table = _decomp.create_onnx_friendly_decomposition_table(set(_decomp.get_onnx_implemented_overloads(registry)))
     if any(node.op == "get_attr" for node in module.graph.nodes):
         return None  # control flow: its branches are graphs of their own
-    decompose_nodes(module, lambda node: _is_unrolled(node) or not _is_direct(node, registry), table)
+    decompose_nodes(module, lambda node: not _is_direct(node, registry), table)
     for spec, result in zip(exported.graph_signature.output_specs, module.graph.output_node().args[0], strict=True):
         spec.arg = TensorArgument(result.name)
     if not all(_is_direct(node, registry) for node in module.graph.nodes if node.op != "placeholder"):
@@ -106,7 +116,10 @@ def _registry(opset: int) -> Any:
     """torch's translations for ``opset``: newer opsets have operators of their own for attention and norms."""
     from torch.onnx._internal.exporter import _constants, _registration
 
-    return _registration.ONNXRegistry.from_torchlib(opset_version=max(opset, _constants.TORCHLIB_OPSET))
+    registry = _registration.ONNXRegistry.from_torchlib(opset_version=max(opset, _constants.TORCHLIB_OPSET))
+    for operator_, function in RECURRENT_TRANSLATIONS.items():
+        registry.register_op(operator_, function)
+    return registry
 
 
 def _is_direct(node: fx.Node, registry: Any) -> bool:
@@ -115,27 +128,6 @@ def _is_direct(node: fx.Node, registry: Any) -> bool:
     if node.op != "call_function" or _is_assertion(node.target):
         return node.op == "call_function"
     return bool(registry.is_registered(node.target))
-
-
-def _is_unrolled(node: fx.Node) -> bool:
-    """Whether ``node`` is a recurrent layer that ONNX has no operator for, or torch no right translation: a plain RNN, or
-    an LSTM with projections. It is unrolled into its steps.
-
-    Raises LoweringError when their number is dynamic.
-    """
-    if node.target not in RECURRENT or node.target is aten.gru.input:
-        return False
-    values: Any = fx.map_arg(node.args, lambda n: n.meta["val"])
-    if node.target is aten.lstm.input and values[1][0].shape[-1] == values[1][1].shape[-1]:
-        return False
-    time = 1 if values[8] else 0
-    if not isinstance(values[0].shape[time], int):
-        kind = "an LSTM with projections" if node.target is aten.lstm.input else "a plain RNN"
-        raise LoweringError(
-            f"{module_path(node) or 'the model'} is {kind} over a dynamic number of steps, which cannot be translated to "
-            "ONNX; leave the time axis fixed, or export to TorchScript (.pt) or .pt2"
-        )
-    return True
 
 
 def _is_assertion(target: Any) -> bool:
@@ -164,6 +156,9 @@ def _quiet() -> Iterator[None]:
 
 def _explain(program: Program, opset: int, error: Exception, table: TranslationTable | None) -> str:
     missing = _missing_operators(program, opset, table)
+    on_complex = untranslated_complex(program, _registry(opset), table or ())
+    if not missing and on_complex:
+        return on_complex
     if not missing:
         cause = error.__cause__ or error
         lines = [line for line in str(cause).splitlines() if line.strip()]

@@ -6,7 +6,8 @@ import json
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch._ops import OpOverload
 
 from fxexport.destination import sibling_name
 from fxexport.errors import LoweringError
+from fxexport.lowering.scripted_modules import restore_scripted
 from fxexport.lowering.unlift import unlift
 from fxexport.program import Program, module_path
 
 METADATA_FILE = "fxexport.json"
+_MANGLED = r"/___torch_mangle_(\d+)"
 aten = torch.ops.aten
 _WRITTEN_BY_TORCH = {"version", "byteorder", ".data/serialization_id"}
 
@@ -39,6 +42,7 @@ def lower_torchscript(program: Program, path: Path, metadata: Mapping[str, Any])
     for branch in program.graph.find_nodes(op="get_attr"):  # the graphs that control flow chooses from
         raise _no_form(next(iter(branch.users)))
     module = unlift(program)
+    restore_scripted(module)
     _to_script_operators(module.graph)
     module.recompile()
     with warnings.catch_warnings():
@@ -61,22 +65,39 @@ def _save(scripted: Any, path: Path, metadata: str) -> None:
     """Saves ``scripted`` so that the bytes depend on the program alone.
 
     TorchScript numbers its classes (``___torch_mangle_7``) and FX its code (``<eval_with_key>.84``) through the life
-    of a process: the archive is copied without these numbers and without the debug records they occur in.
+    of a process: the archive is copied without these numbers and without the debug records they occur in. Among
+    TorchScript modules of the user, where two classes would then be one, they are numbered from 0 in the order in which
+    the process first scripted them; that order, and the order in which TorchScript lists constants, show in the bytes.
     """
     raw = path.with_name(sibling_name(path.name, ".raw"))
     try:
         torch.jit.save(scripted, str(raw), _extra_files={METADATA_FILE: metadata})
         reader, writer = torch._C.PyTorchFileReader(str(raw)), torch._C.PyTorchFileWriter(str(path))
-        for name in reader.get_all_records():
-            if name.endswith(".debug_pkl") or name in _WRITTEN_BY_TORCH:
-                continue
+        names = [n for n in reader.get_all_records() if not n.endswith(".debug_pkl") and n not in _WRITTEN_BY_TORCH]
+        numbers = _new_numbers(names)
+        for name in names:
             record = reader.get_record(name)
             if name.startswith("code/") or name.endswith(".pkl"):
-                record = re.sub(rb"\.___torch_mangle_\d+", b"", record)
-            writer.write_record(re.sub(r"/___torch_mangle_\d+", "", name), record, len(record))
+                record = re.sub(rb"\.___torch_mangle_(\d+)", lambda found: numbers[int(found[1])].encode(), record)
+            new = re.sub(_MANGLED, lambda found: numbers[int(found[1])].replace(".", "/"), name)
+            writer.write_record(new, record, len(record))
         writer.write_end_of_file()
     finally:
         raw.unlink(missing_ok=True)
+
+
+def _new_numbers(names: Sequence[str]) -> dict[int, str]:
+    """For each number of a class in ``names``, the records of an archive: nothing, or ``.___torch_mangle_<k>``.
+
+    A number belongs to one class, which has a record of its own; a record without one may hold several classes.
+    """
+    plain = Counter(re.sub(_MANGLED, "", name) for name in names)
+    numbers = {}
+    for name in names:
+        for found in re.finditer(_MANGLED, name):
+            numbers[int(found[1])] = plain[re.sub(_MANGLED, "", name)] > 1
+    kept = [number for number in sorted(numbers) if numbers[number]]
+    return {number: f".___torch_mangle_{kept.index(number)}" if numbers[number] else "" for number in numbers}
 
 
 def _to_script_operators(graph: fx.Graph) -> None:
@@ -89,6 +110,8 @@ def _to_script_operators(graph: fx.Graph) -> None:
             node.op, node.target = "call_method", "size"
         elif target is aten.sym_numel.default:
             node.op, node.target = "call_method", "numel"
+        elif target is aten.item.default and isinstance(node.meta["val"], int | torch.SymInt):
+            node.target = int  # item() of TorchScript is a number of no known kind, which is no size
         elif isinstance(target, OpOverload):
             if "_assert" in target._opname or "sym_constrain" in target._opname:
                 graph.erase_node(node)

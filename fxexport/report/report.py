@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from fxexport.blame import Blame
 from fxexport.capture.private_copy import preserved_process_state
+from fxexport.lowering.onnx_functions import FunctionRecord
 from fxexport.rewrite import PassRecord
 from fxexport.signature import Signature
 from fxexport.validation import ValidationReport
@@ -23,6 +24,7 @@ class Report:
     Attributes:
         stages: wall seconds of each stage, in order.
         notes: assumptions, fixed dimensions, dropped outputs, state: whatever was not taken literally.
+        functions: what became of the modules that were to be ONNX functions.
         files: published files with their sizes in bytes.
         nodes: operator calls captured, and operator calls after the passes.
         blame: the first wrong rewrite, where the validation failed and it was found.
@@ -38,6 +40,7 @@ class Report:
     validation: ValidationReport | None = None
     blame: Blame | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    functions: list[FunctionRecord] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -62,6 +65,7 @@ class Report:
             "notes": self.notes,
             "validation": self.validation.to_json() if self.validation else None,
             "blame": self.blame.to_json() if self.blame else None,
+            "functions": [asdict(record) for record in self.functions],
             "seconds": self.stages,
             "files": self.files,
             "versions": self.versions,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.text import Text
 
+from fxexport.lowering.onnx_functions import FunctionRecord
 from fxexport.report.explanation import merged_modules, sorted_out
 from fxexport.report.layout import Part, bullets, digits, heading, human_size, paragraph, table
 from fxexport.report.program_text import shown_place, shown_text
@@ -19,6 +20,7 @@ from fxexport.report.report import Report
 from fxexport.rewrite import PassRecord
 from fxexport.signature import Signature, TensorSpec, dtype_name
 from fxexport.validation import OutputComparison, PointResult, ValidationReport
+from fxexport.validation.working_range import describe
 
 _WIDTH = 110
 _EVERY_OUTPUT = 2  # up to this many outputs each has a row for every point; of more, only the worst
@@ -80,9 +82,10 @@ def report_parts(report: Report) -> list[Part]:
     ]
     if report.signature:
         parts += signature_parts(report.signature)
-    parts += _passes(report.passes, report.nodes)
+    parts += passes_parts(report.passes, report.nodes)
     if report.validation:
         parts += validation_parts(report.validation)
+    parts += functions_parts(report.functions)
     parts += _files(report.files) + _seconds(report.stages) + _versions(report.versions)
     return parts + notes_parts(report.notes)
 
@@ -134,7 +137,8 @@ def notes_parts(notes: Sequence[str]) -> list[Part]:
     return [heading("What was not taken literally"), bullets(list(dict.fromkeys(notes)) or ["nothing"])]
 
 
-def _passes(found: Sequence[PassRecord], nodes: tuple[int, int]) -> list[Part]:
+def passes_parts(found: Sequence[PassRecord], nodes: tuple[int, int]) -> list[Part]:
+    """What each pass did, where, and what it left alone."""
     records = [sorted_out(record)[0] for record in found]
     rows = [
         (
@@ -185,6 +189,11 @@ def _where(record: PassRecord) -> str:
     places = merged_modules(rewrite.module for rewrite in record.rewrites)
     more = f" and {len(places) - _MODULES} more" if len(places) > _MODULES else ""
     return ", ".join(places[:_MODULES]) + more
+
+
+def functions_parts(functions: Sequence[FunctionRecord]) -> list[Part]:
+    """What became of the modules that were to be ONNX functions."""
+    return [heading("ONNX functions"), bullets([str(each) for each in functions])] if functions else []
 
 
 def _files(files: Mapping[str, int]) -> list[Part]:
@@ -274,7 +283,9 @@ def validation_parts(validation: ValidationReport) -> list[Part]:
     parts += [bullets(reasons)] if reasons else []
     runtime = [f"{name} {version}" for name, version in validation.runtime.items()]
     runtime += [f"on {', '.join(validation.providers)}"] if validation.providers else []
-    return parts + ([paragraph(f"run by {', '.join(runtime)}")] if runtime else [])
+    parts += [paragraph(f"run by {', '.join(runtime)}")] if runtime else []
+    ranges = [describe(each) for each in validation.ranges]
+    return parts + ([heading("Working range"), bullets(ranges)] if ranges else [])
 
 
 def _point_rows(point: PointResult) -> Iterator[tuple[str | Text, ...]]:

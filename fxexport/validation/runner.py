@@ -117,6 +117,12 @@ class ArtifactProcess:
             arguments += ["--memory-limit-gb", str(self._memory_limit_gb)]
         self._child = _Child(arguments)
 
+    def restart(self) -> None:
+        """Launch a new worker with nothing loaded, also after a crash, a timeout or ``close``."""
+        self.close()
+        self._spent, self._versions, self._loaded = "", {}, False
+        self.start()
+
     def load(self, path: str | os.PathLike[str], providers: Sequence[str] = _CPU_ONLY) -> LoadedInfo:
         """Load the file at ``path``, after ``start`` if need be; ValidationError when the runtime refuses it.
 

@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,12 +16,12 @@ from fxexport.capture.resize import resize_axis, vary
 from fxexport.errors import InputError
 from fxexport.signature import Axis, Dimension, Signature
 
-_OPERATORS: dict[type, Callable[[int, int], int]] = {
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
-    ast.Div: operator.floordiv,
+    ast.Div: operator.truediv,
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
     ast.Eq: operator.eq,
@@ -29,6 +30,16 @@ _OPERATORS: dict[type, Callable[[int, int], int]] = {
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "min": min,
+    "max": max,
+    "round": round,
+    "float": float,
+    "torch.sym_float": float,
+    "math.floor": math.floor,
+    "math.ceil": math.ceil,
+    "math.trunc": math.trunc,
 }
 
 
@@ -146,19 +157,19 @@ def evaluate(axis: Axis, sizes: Mapping[str, int]) -> int:
     if isinstance(axis, int):
         return axis
 
-    def value(node: ast.expr) -> int:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             return node.value
         if isinstance(node, ast.Name) and node.id in sizes:
             return sizes[node.id]
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return int(_OPERATORS[type(node.op)](value(node.left), value(node.right)))
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.Compare) and type(node.ops[0]) in _OPERATORS:
-            return int(_OPERATORS[type(node.ops[0])](value(node.left), value(node.comparators[0])))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
-            return int({"min": min, "max": max}[node.func.id](value(argument) for argument in node.args))
+            return _OPERATORS[type(node.ops[0])](value(node.left), value(node.comparators[0]))
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in _FUNCTIONS:
+            return _FUNCTIONS[name](*map(value, node.args))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -value(node.operand)
         raise InputError(f"no size for {ast.unparse(node)!r} in the axis {axis!r}; known: {dict(sizes)}")
 
-    return value(ast.parse(axis, mode="eval").body)
+    return int(value(ast.parse(axis, mode="eval").body))

@@ -20,7 +20,7 @@ from conftest import Untouched
 from torch import nn
 
 import fxexport
-from fxexport import Artifact, InputError, Pass, PassError, PassResult, Program, ValidationError, compiler
+from fxexport import Artifact, InputError, Pass, PassError, PassResult, Program, ValidationError, compiling
 from fxexport.publishing import Staging
 from fxexport.validation import ArtifactProcess
 
@@ -93,7 +93,7 @@ def test_fault_43_ctrl_c_at_any_stage(
     elif stage == "pass":
         options["passes"] = Stop()
     elif stage == "lowering":
-        monkeypatch.setattr(compiler, "lower", stop)
+        monkeypatch.setattr(compiling, "lower", stop)
     elif stage == "publishing":
         monkeypatch.setattr(Staging, "publish", stop)
     else:
