@@ -58,9 +58,9 @@ def record_subnets(whole: nn.Module, names: Sequence[str], request: SubnetReques
         return Recorded()
     example, kwargs, source = request.example, request.kwargs, "the example inputs"
     if example is None and kwargs is None:
-        example, source = _own_example(whole), "its input_example()"
-    if example is None and kwargs is None:
-        return _nothing("the whole model has no example")
+        if not has_hook(whole, "input_example"):
+            return _nothing("the whole model has no example")
+        source = "its input_example()"
     say("recording", type(whole).__name__)
     try:
         found = _explored(whole, names, request, example, kwargs)
@@ -89,14 +89,6 @@ def _nothing(reason: str) -> Recorded:
         "known; give driver= (a function that runs the model the way it is used)"
     )
     return Recorded(notes=(note,))
-
-
-def _own_example(whole: nn.Module) -> Any:
-    hook = getattr(whole, "input_example", None)
-    try:
-        return hook() if callable(hook) else hook
-    except Exception:  # noqa: BLE001 - written for something else than a plain call: the subnets' own hooks count
-        return None
 
 
 def example_of(name: str, names: Sequence[str], recording: Recording | None, request: SubnetRequest) -> Example | None:

@@ -51,7 +51,7 @@ def example_of(part: nn.Module, given: Call | None, source: str) -> Example:
     modules = {id(module): module for module in (read_module(part, "input_module"), part)}.values()
     asked = [module for module in modules if has_hook(module, _HOOK)]
     for module in asked:
-        value = _from_hook(module)
+        value = hook_example(module)
         if value is not None:
             return Example(value, f"{name_of(module, _HOOK)}()", from_hook=True)
     if not forward_signature(part).parameters:
@@ -63,7 +63,11 @@ def example_of(part: nn.Module, given: Call | None, source: str) -> Example:
     )
 
 
-def _from_hook(module: nn.Module) -> Any:
+def hook_example(module: nn.Module) -> Any:
+    """What ``input_example`` of ``module`` gives, always with the same random seeds; the hook may change ``module``.
+
+    Raises InputError naming the hook where it fails.
+    """
     with preserved_process_state(), torch.no_grad():
         seed_everything(0)
         found = module._buffers[_HOOK] if _HOOK in module._buffers else get_hook(module, _HOOK)

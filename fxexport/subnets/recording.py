@@ -15,7 +15,9 @@ from fxexport.capture.binding import bind_example, named_leaves
 from fxexport.capture.nesting import flatten
 from fxexport.capture.private_copy import preserved_process_state, private_copy, seed_everything, unwrap
 from fxexport.errors import InputError
-from fxexport.exportable.copying import configured_copy
+from fxexport.exportable.copying import configured_copy, copy_for_hooks
+from fxexport.exportable.example import hook_example
+from fxexport.exportable.reading import has_hook
 from fxexport.exportable.typecheck import typecheck_off
 from fxexport.signature import show_path
 from fxexport.subnets.part_hooks import PartHooks
@@ -170,8 +172,10 @@ def arguments(
     if driver is None:
         hooked = example is None and kwargs is None
         if hooked:
-            hook = getattr(model, "input_example", ())
-            example = hook() if callable(hook) else hook
+            # Of a copy: the hook may change the model that it is asked of.
+            example = hook_example(copy_for_hooks(model)[0]) if has_hook(model, "input_example") else ()
+            if example is None:
+                raise InputError(f"{type(model).__name__}.input_example() returned None; return a tensor or a tuple")
         call = bind_example(model, () if example is None else example, kwargs, from_hook=hooked)
         return pytree.tree_unflatten([leaf.value for leaf in call.leaves], call.spec)  # type: ignore[no-any-return]
     if example is None or isinstance(example, torch.Tensor):

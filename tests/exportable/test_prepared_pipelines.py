@@ -98,3 +98,33 @@ def test_another_python_value_is_no_further_example(tmp_path: Path) -> None:
     x = torch.randn(2)
     with pytest.raises(InputError, match=r"check_trace\[0\] has n = 3 \(not 2\): a Python value is fixed"):
         fxexport.compile(Power().eval(), tmp_path / "m.onnx", (x, 2), check_trace=[(x, 3)])
+
+
+def test_an_example_hook_of_the_whole_that_fails_is_named_in_the_notes(tmp_path: Path) -> None:
+    class Failing(Two):
+        def input_example(self) -> torch.Tensor:
+            raise ZeroDivisionError("no data here")
+
+    model = Failing().eval()
+    model.first.input_example = model.second.input_example = torch.ones(2, 4)
+    with pytest.warns(UserWarning, match="_prepare_for_export changes"):
+        pipeline = fxexport.compile(model, tmp_path / "m.onnx")
+    (note,) = (note for note in pipeline.report.notes if "was not recorded" in note)
+    assert "Failing.input_example() raised ZeroDivisionError" in note
+    assert "no data here" in note
+
+
+def test_an_example_hook_that_changes_the_model_changes_neither_parts_nor_judge(
+    tmp_path: Path, untouched: Untouched
+) -> None:
+    class Changing(Two):
+        def input_example(self, max_batch: int) -> torch.Tensor:
+            with torch.no_grad():
+                self.first.linear.weight.zero_()
+            return torch.randn(max_batch, 4)
+
+    model, x = Changing().eval(), torch.randn(3, 4)
+    with untouched(model), pytest.warns(UserWarning, match="_prepare_for_export changes"):
+        pipeline = fxexport.compile(model, tmp_path / "m.onnx")
+    want = 2 * model.first.linear(x)
+    np.testing.assert_allclose(pipeline.run("first", x=x)["output"], want.detach().numpy(), rtol=1e-4, atol=1e-5)
