@@ -4,8 +4,10 @@ PYTEST_ARGS ?= -n 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ZOO := .venv-zoo
+ZOO_STAMP := $(ZOO)/.installed
 
-.PHONY: setup demo test test-wheel lint types check benchmarks clean
+.PHONY: setup demo test test-wheel test-zoo lint types check benchmarks clean
 
 setup: $(STAMP)
 
@@ -35,10 +37,23 @@ types: setup
 test-wheel: setup
 	sh .ci/test-wheel $(PYTEST_ARGS)
 
+# Models of ATOMMIC, in an environment of their own: what it requires would replace torch, so it comes without.
+$(ZOO_STAMP): pyproject.toml constraints.txt tests/zoo/constraints.txt tests/zoo/requirements.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(ZOO)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(ZOO)/bin/pip install --quiet --disable-pip-version-check --constraint tests/zoo/constraints.txt --no-deps atommic pytorch-lightning
+	$(ZOO)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--constraint tests/zoo/constraints.txt --requirement tests/zoo/requirements.txt
+	touch $(ZOO_STAMP)
+
+test-zoo: $(ZOO_STAMP)
+	OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest tests/zoo $(PYTEST_ARGS)
+
 check: lint types test test-wheel
 
 benchmarks: setup
 	$(BIN)/python benchmarks/compile_cost.py
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info tests/sample_plugin/src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(ZOO) build dist out *.egg-info tests/sample_plugin/src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

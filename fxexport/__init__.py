@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fxexport.artifact import Artifact
     from fxexport.capture import capture
     from fxexport.compiler import compile
+    from fxexport.doctor import Diagnosis, Finding, doctor
     from fxexport.errors import (
         CaptureError,
         ExportError,
@@ -38,8 +39,10 @@ __all__ = [
     "Artifact",
     "CaptureError",
     "Constant",
+    "Diagnosis",
     "ExportError",
     "Exportable",
+    "Finding",
     "InputError",
     "InputNormalization",
     "LoweringError",
@@ -61,6 +64,7 @@ __all__ = [
     "VerifyError",
     "capture",
     "compile",
+    "doctor",
     "lower",
     "record",
     "replace_for_export",
@@ -73,6 +77,7 @@ _HOMES = {
     "artifact": ("Artifact",),
     "capture": ("capture",),
     "compiler": ("compile",),
+    "doctor": ("Diagnosis", "Finding", "doctor"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "exportable": ("Exportable", "InputNormalization", "replace_for_export"),
     "lowering": ("lower",),

@@ -26,6 +26,8 @@ class Artifact:
 
     Call it like the model it came from, with torch tensors or numpy arrays (numpy in, numpy out); outputs come back in
     the structure the model returned (tuples as tuples, mappings and dataclasses as dicts, None where it gave None).
+    Where the model takes or gives complex tensors, so does this, also where the file holds them as real pairs
+    (``TensorSpec.pairs``); pairs are taken, too.
 
     Attributes:
         path: the main file.
@@ -80,8 +82,11 @@ class Artifact:
         tensors = [_to_tensor(value, spec) for value, spec in zip(given, self.inputs, strict=True)]
         self._check_sizes(tensors)
         results = self._session([spec.name for spec in self.inputs], tensors)
-        named = dict(zip((spec.name for spec in self.outputs), results, strict=True))
-        return _rebuild(self.signature.structure, {k: v.numpy() for k, v in named.items()} if as_numpy else named)
+        values = map(_as_in_model, self.outputs, results)
+        named = dict(zip((spec.name for spec in self.outputs), values, strict=True))
+        return _rebuild(
+            self.signature.structure, {k: v.numpy(force=True) for k, v in named.items()} if as_numpy else named
+        )
 
     def _flat(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """A value for every input, in order: read as a call of ``forward``, or else as the flat inputs."""
@@ -161,6 +166,13 @@ def _to_tensor(value: Any, spec: TensorSpec) -> torch.Tensor:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{spec.name!r} must be a tensor, an array or a number, got {describe(value)}") from error
+    if spec.pairs and tensor.is_complex():
+        return torch.view_as_real(_checked(tensor, value, spec.in_model).resolve_conj())
+    return _checked(tensor, value, spec)
+
+
+def _checked(tensor: torch.Tensor, value: Any, spec: TensorSpec) -> torch.Tensor:
+    """``tensor``, made from ``value``, with dtype and rank of ``spec``; a number is cast to that dtype."""
     if tensor.dtype != spec.dtype:
         if isinstance(value, torch.Tensor | np.ndarray):
             raise InputError(f"{spec.name!r} is {spec.dtype}, got {tensor.dtype}")
@@ -168,6 +180,10 @@ def _to_tensor(value: Any, spec: TensorSpec) -> torch.Tensor:
     if tensor.dim() != len(spec.axes):
         raise InputError(f"{spec.name!r} has axes {list(spec.axes)}, got shape {list(tensor.shape)}")
     return tensor
+
+
+def _as_in_model(spec: TensorSpec, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_complex(tensor.contiguous()) if spec.pairs else tensor
 
 
 def _rebuild(structure: Any, named: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The command line, ``fxexport compile | verify | show | run | passes...``. Only the commands import PyTorch."""
+"""The command line, ``fxexport compile | verify | show | doctor | run | passes...``. Only the commands import PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import click
 
 from fxexport import __version__
 from fxexport.cli_console import INTERRUPTED, Progress, report_failure, undisturbed
-from fxexport.cli_options import TRACEBACK, capturing, common, exporting, hooked, judging, print_result, running
+from fxexport.cli_doctor import doctor_command
+from fxexport.cli_options import ASSUME, TRACEBACK, capturing, common, exporting, hooked, judging, print_result, running
 from fxexport.cli_passes import diff_command, explain_command, passes_command
 from fxexport.cli_run import run_command
 
@@ -51,6 +52,7 @@ def main() -> None:
     fxexport compile my.models:tiny -o tiny.onnx --dynamic "x:batch,_,time"
     fxexport verify tiny.onnx --model my.models:tiny
     fxexport show tiny.onnx
+    fxexport doctor my.models:tiny --dynamic all
     fxexport run pipeline.json --inputs batch.npz
     fxexport explain my.models:tiny --pass default
 
@@ -79,6 +81,7 @@ def main() -> None:
 )
 @click.option("--external-data/--no-external-data", default=None, help="ONNX weights in a file of their own.")
 @click.option("--mkdir", is_flag=True, help="Make the directory of the output.")
+@ASSUME
 @hooked
 @exporting
 @judging
@@ -218,5 +221,5 @@ def show_command(file: str, as_json: bool) -> None:
     print_result(description.to_json(), description_parts(description), as_json)
 
 
-for _command in (run_command, passes_command, explain_command, diff_command):
+for _command in (doctor_command, run_command, passes_command, explain_command, diff_command):
     main.add_command(_command)

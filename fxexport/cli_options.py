@@ -33,17 +33,20 @@ def common(command: Command) -> Command:
     return as_json(traceback(command))
 
 
+DYNAMIC = click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="INPUT:AXIS,...",
+    help="Dimensions that may change, a name for each axis: 'x:batch,_,time' (_ is fixed); "
+    "'x:batch[2..64],_' gives a range; 'all' means every dimension that can. Repeatable.",
+)
+
+
 def capturing(command: Command) -> Command:
     """Options of the commands that capture a model."""
     return _with(
         command,
-        click.option(
-            "--dynamic",
-            multiple=True,
-            metavar="INPUT:AXIS,...",
-            help="Dimensions that may change, a name for each axis: 'x:batch,_,time' (_ is fixed); "
-            "'x:batch[2..64],_' gives a range; 'all' means every dimension that can. Repeatable.",
-        ),
+        DYNAMIC,
         click.option("--input-names", metavar="A,B", callback=_names, help="Names of the flat inputs."),
         click.option("--output-names", metavar="A,B", callback=_names, help="Names of the flat outputs."),
         click.option("--as-input", multiple=True, metavar="NAME", help="A number that becomes an input. Repeatable."),
@@ -117,9 +120,16 @@ def judging(command: Command) -> Command:
 def running(command: Command) -> Command:
     """Options of the commands that run the eager model on its example."""
     return _with(
-        command,
+        seeded(command),
         click.option("--allow-random", is_flag=True, help="Accept random outputs; values are not compared."),
         click.option("--allow-nan", is_flag=True, help="Accept NaN in eager outputs; positions must match."),
+    )
+
+
+def seeded(command: Command) -> Command:
+    """Options of the commands that call the factory of a model."""
+    return _with(
+        command,
         click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the factory."),
         click.option("--quiet", "-q", is_flag=True, help="Only the verdict: no progress, no warnings."),
     )
@@ -137,6 +147,24 @@ def _pairs(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...])
     if wrong := [text for text, (key, sign, _) in zip(texts, pairs, strict=True) if not (key.strip() and sign)]:
         raise click.BadParameter(f"{wrong[0]!r} is not KEY=VALUE", param=parameter)
     return {key.strip(): value for key, _, value in pairs} or None
+
+
+def _sides(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> str | dict[str, bool] | None:
+    if "examples" in texts:
+        return "as in the examples"
+    pairs = [text.rpartition("=") for text in texts]
+    if wrong := [text for text, pair in zip(texts, pairs, strict=True) if pair[2].lower() not in ("true", "false")]:
+        raise click.BadParameter(f"{wrong[0]!r} is neither 'examples' nor FILE:LINE=true or =false", param=parameter)
+    return {site: side.lower() == "true" for site, _, side in pairs} or None
+
+
+ASSUME = click.option(
+    "--assume",
+    multiple=True,
+    metavar="FILE:LINE=SIDE",
+    callback=_sides,
+    help="The side (true or false) that a decision on data takes; 'examples': as the example decides. Repeatable.",
+)
 
 
 def _classes(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> bool | set[str]:

@@ -49,6 +49,7 @@ def compile(
     allow_random: bool = False,
     allow_nan: bool = False,
     training: bool = False,
+    assume: str | Mapping[str, bool] | None = None,
     state: Literal["frozen", "explicit"] = "frozen",
     external_data: bool | None = None,
     custom_translation_table: TranslationTable | None = None,
@@ -101,6 +102,9 @@ def compile(
         as_input: Python numbers among the arguments that become 0-d tensor inputs instead of being fixed.
         allow_random: accept outputs that differ from run to run in eager; only shape and dtype are then checked.
         allow_nan: accept NaN in the eager outputs; positions must match.
+        assume: what you guarantee of decisions that forward takes on data, where both sides shall not or cannot be in the
+            artifact: ``"as in the examples"``, or the side for a line: ``{"net.py:41": True}``. It is told in report and
+            artifact.
         training: only False; an artifact computes inference.
         state: buffers that forward updates (caches, counters). ``"frozen"``: every call starts from the values the model
             has now, and updates are not kept; ``"explicit"``: they are inputs ``input_<buffer>`` and outputs
@@ -193,6 +197,8 @@ def compile(
             "allow_random": allow_random,
             "allow_nan": allow_nan,
             "state": state,
+            "assume": assume,
+            "complex_pairs": kind == "onnx",
         },
         lowering=lowering,
         rtol=rtol,

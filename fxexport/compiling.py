@@ -19,7 +19,8 @@ from fxexport.artifact import Artifact
 from fxexport.blame import History
 from fxexport.capture import Captured, Reference, bind_example, capture_model
 from fxexport.capture.interface import Interface
-from fxexport.errors import InputError, ValidationError
+from fxexport.doctor import diagnose_failure
+from fxexport.errors import CaptureError, InputError, ValidationError
 from fxexport.lowering import Format, lower
 from fxexport.program import Program
 from fxexport.publishing import publication
@@ -111,9 +112,7 @@ def capture_job(source: Source, destination: Path, options: Options, *, drop_unr
     report = Report(destination, options.format, opset=options.opset)
     options.say("capture", _named(source, type(source.model).__name__))
     with report.stage("capture"):
-        captured = capture_model(
-            source.model, source.example, source.kwargs, interface=source.interface, **options.capture
-        )
+        captured = _capture(source, options)
     captured.program.notes[:0] = source.notes
     captured.program.config = source.config
     _warn_training(captured)
@@ -133,6 +132,21 @@ def capture_job(source: Source, destination: Path, options: Options, *, drop_unr
     return job
 
 
+_EXAMINED = ("dynamic_shapes", "dynamic", "dynamic_axes", "input_names", "as_input")
+
+
+def _capture(source: Source, options: Options) -> Captured:
+    """The captured program; where capture fails, the error also tells what else stands in the way."""
+    what = {"interface": source.interface, **options.capture}
+    try:
+        return capture_model(source.model, source.example, source.kwargs, **what)
+    except CaptureError as error:
+        asked = {key: what[key] for key in ("interface", *_EXAMINED) if key in what}
+        others = diagnose_failure(error, source.model, source.example, source.kwargs, **asked)
+        error.args = ("\n".join(filter(None, [str(error), others])),)
+        raise
+
+
 def _named(source: Source, detail: str) -> str:
     return detail if source.name == "self" else f"{source.name}: {detail}"
 
@@ -143,6 +157,8 @@ def _further(captured: Captured, label: str, example: Any, kwargs: Mapping[str, 
     call = bind_example(captured.reference.model, example, kwargs, from_hook=True)  # a last dict holds keywords
     if call.paths != own.paths and kwargs is None and isinstance(example, tuple | list):
         call = bind_example(captured.reference.model, example, {})
+    if own.pairs is not None:
+        call = call.with_pairs()
     if own.state:  # as it is in the model
         call = call.with_state(dict(zip(own.state, own.tensors[-len(own.state) :], strict=True)))
     if call.paths != own.paths:
@@ -251,6 +267,7 @@ def validate_job(job: Job, process: ArtifactProcess, staged: Path, staging: Reje
             rtol=options.rtol,
             atol=options.atol,
             further=job.further,
+            decisions=job.program.decisions,
             progress=lambda point: options.say("validation", _named(job.source, point)),
         )
     report.notes += report.validation.limits
@@ -288,6 +305,7 @@ def _metadata(job: Job) -> dict[str, Any]:
         "opset": report.opset,
         **subnet,
         "signature": job.program.signature.to_json(),
+        **({"decisions": [d.to_json() for d in job.program.decisions]} if job.program.decisions else {}),
         "passes": [{"name": r.name, "count": r.count} for r in report.passes if not r.error],
         "notes": [re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", note) for note in report.notes],
         "versions": report.versions,

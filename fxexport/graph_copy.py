@@ -11,6 +11,7 @@ import copy
 from typing import cast
 
 from torch import fx, nn
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -44,8 +45,17 @@ def copy_root(root: nn.Module, graph: fx.Graph) -> nn.Module:
     """
     twin = nn.Module()
     twin.meta = dict(getattr(root, "meta", {}))  # type: ignore[assignment]
-    shared = {id(tensor): tensor for tensor in (*root.parameters(), *root.buffers())}
     for name in dict.fromkeys(str(node.target).split(".")[0] for node in graph.find_nodes(op="get_attr")):
-        setattr(twin, name, copy.deepcopy(getattr(root, name), shared))
+        held = getattr(root, name)
+        setattr(twin, name, _copy_branch(held) if isinstance(held, fx.GraphModule) else held)
     graph.owning_module = cast(fx.GraphModule, twin)  # fx asks it for attributes and hooks only
+    return twin
+
+
+def _copy_branch(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose Python code is made when it is first called: every pass works on a copy, few of them are run."""
+    graph = copy_graph(module.graph)
+    with _use_lazy_graph_module(should_use=True):
+        twin = _make_graph_module(copy_root(module, graph), graph, class_name=type(module).__name__)
+    twin.meta.update(module.meta)
     return twin

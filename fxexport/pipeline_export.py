@@ -66,7 +66,7 @@ def publish_pipeline(
             report.shared = share_weights(list(staged.values()), staging.main).bytes_saved
         for job in jobs:
             validate_job(job, process, staged[job.source.name], staging)
-        interfaces = [PartInterface(job.source.name, job.program.signature, _held(job)) for job in jobs]
+        interfaces = [PartInterface(job.source.name, job.program.signature.in_model, _held(job)) for job in jobs]
         wiring = wire(recording, interfaces) if recording else unwired(interfaces)
         uncalled = recording.uncalled if recording else paths
         wiring = with_declared_states(wiring, interfaces, uncalled)
@@ -106,8 +106,8 @@ def _held(job: Job) -> dict[str, torch.Tensor]:
     """The flat inputs that are buffers of the module (explicit state), with the values they have now."""
     call, signature = job.captured.reference.call, job.captured.program.signature
     own = len(call.tensors) - len(call.state)
-    names = [spec.name for spec in signature.inputs[own:]]
-    return dict(zip(names, call.tensors[own:], strict=True))
+    held = zip(signature.inputs[own:], call.tensors[own:], strict=True)
+    return {spec.name: torch.view_as_complex(value) if spec.pairs else value for spec, value in held}
 
 
 def check_ours(main: Path, name: str) -> None:
@@ -141,7 +141,8 @@ def _spec(jobs: Sequence[Job], staged: Mapping[str, Path], wiring: Wiring, name:
 
 def _part_file(job: Job, path: Path) -> PartFile:
     def port(spec: TensorSpec) -> TensorPort:
-        return TensorPort(spec.name, dtype_name(spec.dtype), spec.axes)
+        own = spec.in_model  # wires and their views are between complex tensors
+        return TensorPort(spec.name, dtype_name(own.dtype), own.axes, spec.pairs)
 
     signature = job.program.signature
     inputs, outputs = tuple(map(port, signature.inputs)), tuple(map(port, signature.outputs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,18 @@ from torch.export.graph_signature import (
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
+from fxexport.control_flow import (
+    SubGraph,
+    append_placeholder,
+    check_call,
+    control_flow,
+    erase_dead,
+    graphs_of,
+    nested_graphs,
+    operands_of,
+    read_attribute,
+)
+from fxexport.decisions import Decision
 from fxexport.errors import VerifyError
 from fxexport.graph_copy import copy_graph, copy_root
 from fxexport.signature import Signature
@@ -44,6 +57,7 @@ class Program:
             ``signature`` in order.
         signature: names, dtypes and axes of the flat inputs and outputs.
         notes: what capture assumed, fixed or dropped, in plain words; printed in every report.
+        decisions: what became of the Python decisions on tensor values that the model takes.
         config: the model's export config (``get_export_config``), for passes that act on it; {} for most models.
         made: the nodes that ``insert`` and ``add_constant`` made in this copy of the program, in order.
     """
@@ -53,6 +67,7 @@ class Program:
         self._root: nn.Module = exported.graph_module  # what get_attr nodes read: the branches of control flow
         self.signature = signature
         self.notes = list(notes)
+        self.decisions: tuple[Decision, ...] = ()
         self.config: Mapping[str, Any] = {}
         self.made: list[fx.Node] = []
         self._input_specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
@@ -62,9 +77,10 @@ class Program:
         self._range_constraints = exported.range_constraints
         self._module_call_graph = exported.module_call_graph
         self._verifiers = exported.verifiers
-        for node in self.graph.nodes:
-            if node.op == "call_function":
-                node.meta.setdefault("val", None)  # assertions return nothing
+        for _, _, graph in self.graphs():
+            for node in graph.nodes:
+                if node.op == "call_function":
+                    node.meta.setdefault("val", None)  # assertions return nothing
         self._values = ValueCache(_fake_mode_of(self.graph))
         self._first_input: fx.Node | None = None
         self._taken: dict[str, int] = {}  # names of constants -> number last appended to make another of it
@@ -87,7 +103,8 @@ class Program:
     @property
     def output_nodes(self) -> list[fx.Node]:
         """The nodes returned, in the order of ``signature.outputs`` (one node may be returned twice)."""
-        return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
+        results: Any = self.graph.output_node().args[0]
+        return [results] if isinstance(results, fx.Node) else list(results)  # the condition of a loop returns one
 
     def find(self, *targets: Any) -> Iterator[fx.Node]:
         """Every call of one of ``targets`` (ATen operators), in graph order; safe while editing."""
@@ -96,9 +113,18 @@ class Program:
             found += self.graph.find_nodes(op="call_function", target=target, sort=False)
         yield from (node for node in sorted(found) if not node._erased)
 
+    def graphs(self) -> Iterator[SubGraph]:
+        """The graph, with path '', and each graph that its branches and loops (``torch.cond``, ``while_loop``) run."""
+        return nested_graphs(self._root, self.graph)
+
+    def branches(self) -> dict[str, fx.GraphModule]:
+        """What the ``get_attr`` nodes of the graph read, by their targets: the graphs of its branches and loops."""
+        targets = (str(node.target) for node in self.graph.find_nodes(op="get_attr"))
+        return {target: read_attribute(self._root, target) for target in dict.fromkeys(targets)}
+
     def node_count(self) -> int:
-        """How many operator calls the graph has."""
-        return sum(1 for n in self.graph.nodes if n.op == "call_function")
+        """How many operator calls the graph has, those in branches and loop bodies among them."""
+        return sum(1 for _, _, graph in self.graphs() for n in graph.nodes if n.op == "call_function")
 
     def is_constant(self, node: Any) -> bool:
         """Whether ``node`` is a parameter, buffer or constant tensor of the model."""
@@ -142,20 +168,27 @@ class Program:
     def add_constant(self, name: str, value: torch.Tensor) -> fx.Node:
         """A new constant placeholder holding ``value`` (kept as it is, not copied); ``name`` is made unique."""
         target = self._unique_target(name)
+        self._state[target] = value.detach()
+        return self._constant_placeholder(target)
+
+    def _constant_placeholder(self, target: str) -> fx.Node:
         with self.graph.inserting_before(self._end_of_constants()):
             node = self.graph.placeholder("c_" + target.replace(".", "_"))
         node.target = node.name
-        node.meta["val"] = self.fake_mode.from_tensor(value.detach(), static_shapes=True)
+        node.meta["val"] = self.fake_mode.from_tensor(self._state[target], static_shapes=True)
         spec = InputSpec(InputKind.BUFFER, TensorArgument(node.name), target, persistent=True)
         self._input_specs[node.name] = spec
-        self._state[target] = value.detach()
         self.made.append(node)
         return node
 
+    def _list_names(self) -> None:
+        if not self._taken:
+            self._taken.update(dict.fromkeys((str(spec.target) for spec in self._input_specs.values()), 0))
+            self._taken.update(dict.fromkeys(self._state, 0))
+
     def _unique_target(self, name: str) -> str:
         """``name``, with a number where a constant has that name already."""
-        if not self._taken:
-            self._taken = dict.fromkeys([*(str(spec.target) for spec in self._input_specs.values()), *self._state], 0)
+        self._list_names()
         target = name
         while target in self._taken:
             self._taken[name] = self._taken.get(name, 0) + 1
@@ -191,14 +224,15 @@ class Program:
         """
         if isinstance(target, OpOverloadPacket):
             target = _resolve_overload(target, args, kwargs or {})
-        with self.graph.inserting_before(before):
-            node = self.graph.call_function(target, args, kwargs or {})
+        graph = before.graph  # that of a branch, where ``before`` is in one
+        with graph.inserting_before(before):
+            node = graph.call_function(target, args, kwargs or {})
         origin = (like or before).meta
         node.meta.update((k, origin[k]) for k in ("nn_module_stack", "stack_trace", "custom") if k in origin)
         try:
             node.meta["val"] = self.propagate(node)
         except Exception as error:
-            self.graph.erase_node(node)
+            graph.erase_node(node)
             raise VerifyError(f"{target} does not accept its arguments: {error}") from error
         self.made.append(node)
         return node
@@ -218,21 +252,23 @@ class Program:
         old.replace_all_uses_with(new)
         if "custom" in old.meta and new.op != "placeholder":
             new.meta.setdefault("custom", old.meta["custom"])
-        self.graph.erase_node(old)
+        old.graph.erase_node(old)
 
     def erase(self, node: fx.Node) -> None:
         """Erases a call whose result nothing reads. Raises VerifyError when something does, or when it is no call."""
         if node.op not in ("call_function", "get_attr") or node.users:
             why = f"is read by {', '.join(n.name for n in node.users)}" if node.users else f"is a {node.op}, not a call"
             raise VerifyError(f"{node.name} cannot be erased: it {why}; made at {source_line(node) or 'no known line'}")
-        self.graph.erase_node(node)
+        node.graph.erase_node(node)
 
     def erase_dead(self) -> int:
-        """Removes calls whose result nothing reads, then constants nothing reads; the inputs stay. Returns the count."""
-        before = len(self.graph.nodes)
-        for node in reversed(list(self.graph.nodes)):
-            if not node.users and node.op in ("call_function", "get_attr") and not _has_effect(node):
-                self.graph.erase_node(node)
+        """Removes calls whose result nothing reads, then constants nothing reads; the inputs stay. Returns the count.
+
+        Assertions and constraints, which return nothing, are kept for a pass that removes them on purpose. In branches
+        and loop bodies the same is done, and results and operands of a branch that nothing reads go.
+        """
+        before = self._size()
+        erase_dead(self._root, self.graph)
         dead = [node for node in self._placeholders() if not node.users and self.is_constant(node)]
         specs = [self._input_specs.pop(node.name) for node in dead]
         for node in dead:
@@ -241,7 +277,10 @@ class Program:
         for target in {spec.target for spec in specs} - live:
             self._state.pop(str(target), None)
             self._constants.pop(str(target), None)
-        return before - len(self.graph.nodes)
+        return before - self._size()
+
+    def _size(self) -> int:
+        return sum(len(graph.nodes) for _, _, graph in self.graphs())
 
     # ---------------------------------------------------------------- values and shapes
 
@@ -267,6 +306,61 @@ class Program:
         with torch.no_grad():
             result: tuple[Any, ...] = fx.Interpreter(self._root, graph=self.graph).run(*args)
         return result
+
+    # ---------------------------------------------------------------- branches and loops
+
+    def parts(self) -> Iterator[Program]:
+        """This program, then each graph inside of it as :meth:`inside` gives it; edit one before the next is asked for."""
+        yield self
+        for call in control_flow(self.graph):
+            for which in (0, 1):
+                with self.inside(call, which) as part:
+                    yield from part.parts()
+
+    @contextmanager
+    def inside(self, call: fx.Node, which: int) -> Iterator[Program]:
+        """One of the two graphs of a ``cond`` or ``while_loop``, to be edited as a program of its own in the block.
+
+        Its inputs are the operands that are no constants. Constants that are added there are constants of this program,
+        handed down as operands. Raises VerifyError where the block removed an input or a result.
+        """
+        module = graphs_of(self._root, call)[which]
+        self._list_names()
+        part = copy.copy(self)
+        part.graph, part._root, part._first_input, part.made = module.graph, module, None, []
+        places = module.graph.find_nodes(op="placeholder")
+        part._input_specs = {
+            place.name: self._spec_inside(place, operand)
+            for place, operand in zip(places, operands_of(call), strict=True)
+        }
+        results = len(part.output_nodes)
+        part.signature = replace(self.signature, inputs=(), outputs=(), unread=())
+        yield part
+        known = set(places)
+        if not known <= set(part._placeholders()) or len(part.output_nodes) != results:
+            raise VerifyError(f"inputs or results of a graph inside of {call.name} were removed; they stay as they are")
+        for place in [place for place in part._placeholders() if place not in known]:
+            self._hand_down(call, which, place, str(part._input_specs[place.name].target))
+        module.recompile()
+
+    def _spec_inside(self, place: fx.Node, operand: Any) -> InputSpec:
+        argument = TensorArgument(place.name)
+        if not self.is_constant(operand):
+            return InputSpec(InputKind.USER_INPUT, argument, None)
+        outer = self._input_specs[operand.name]
+        return InputSpec(outer.kind, argument, outer.target, outer.persistent)
+
+    def _hand_down(self, call: fx.Node, which: int, place: fx.Node, target: str) -> None:
+        """``place``, made inside of ``call`` for a constant, becomes the last placeholder there, and an operand."""
+        graph = place.graph
+        last = graph.find_nodes(op="placeholder")[-1]
+        if last is not place:
+            last.append(place)
+        group: list[Any] = list(call.args)
+        constant = self._constant_placeholder(target)
+        group[3] = (*group[3], constant)
+        call.args = tuple(group)
+        append_placeholder(graphs_of(self._root, call)[1 - which].graph, constant)
 
     # ---------------------------------------------------------------- whole programs
 
@@ -324,13 +418,17 @@ class Program:
 
         Raises VerifyError naming the first node that breaks one.
         """
-        try:
-            self.graph.lint()
-        except RuntimeError as error:
-            raise VerifyError(f"the graph is not well formed: {error}") from error
-        for node in self.graph.nodes:
-            if node.op == "call_function" and "val" not in node.meta:
-                raise VerifyError(f'{node.name} ({node.target}) has no meta["val"]; use Program.insert')
+        for path, module, graph in self.graphs():
+            where = f" in {path}" if path else ""
+            try:
+                graph.lint()
+            except RuntimeError as error:
+                raise VerifyError(f"the graph{where} is not well formed: {error}") from error
+            for node in graph.nodes:
+                if node.op == "call_function" and "val" not in node.meta:
+                    raise VerifyError(f'{node.name} ({node.target}){where} has no meta["val"]; use Program.insert')
+            for call in control_flow(graph):
+                check_call(module, call)
         for node in self._placeholders():
             if node.name not in self._input_specs:
                 raise VerifyError(f"placeholder {node.name} is neither an input nor a constant of the program")
@@ -354,17 +452,26 @@ class Program:
             graph=module.graph,
             graph_signature=ExportGraphSignature(input_specs=inputs, output_specs=outputs),
             state_dict={k: v for k, v in self._state.items() if k in live},
-            range_constraints=self._range_constraints,
+            range_constraints=self._ranges(),
             module_call_graph=self._module_call_graph,
             constants={k: v for k, v in self._constants.items() if k in live},
             verifiers=self._verifiers,
         )
 
+    def _ranges(self) -> dict[Any, Any]:
+        """Symbolic size -> its range; a branch that was built after capture has unknown sizes of its own."""
+        env = self.fake_mode.shape_env
+        nodes = (node for _, _, graph in self.graphs() for node in graph.nodes)
+        unknown = {symbol for node in nodes for symbol in node.meta.get("unbacked_bindings") or ()}
+        found = {symbol: env.var_to_range[symbol] for symbol in unknown if env and symbol in env.var_to_range}
+        return {**found, **self._range_constraints}
+
     def __str__(self) -> str:
         inputs = ", ".join(f"{s.name}{list(s.axes)}" for s in self.signature.inputs)
         outputs = ", ".join(f"{s.name}{list(s.axes)}" for s in self.signature.outputs)
         head = f"Program({inputs}) -> ({outputs}), {self.node_count()} nodes"
-        return "\n".join([head, *(f"  note: {note}" for note in self.notes), str(self.graph)])
+        graphs = [f"{path}: {graph}" if path else str(graph) for path, _, graph in self.graphs()]
+        return "\n".join([head, *(f"  note: {note}" for note in self.notes), *graphs])
 
 
 def module_path(node: fx.Node) -> str:
@@ -377,6 +484,7 @@ def source_line(node: fx.Node) -> str:
     """``file:line`` of the innermost line of user code that made ``node``, or '' where none was recorded."""
     frames = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     places = [line.split('"')[1] + ":" + line.split("line ")[1].split(",")[0] for line in frames if line[:5] == "File "]
+    places = [place for place in places if not place.startswith("<")]  # code that was generated while tracing
     own = [place for place in places if not place.startswith(_NOT_USER_CODE)]
     return (own or places or [""])[-1]
 
@@ -420,8 +528,3 @@ def _fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode()
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Assertions and constraints return nothing and are kept for a pass that removes them on purpose."""
-    return node.is_impure()

@@ -18,15 +18,28 @@ Axis = int | str
 Structure = None | str | dict[str, Any]
 """How flat outputs nest: None (dropped), an output name, ``{"tuple": [...]}`` or ``{"dict": {...}}``."""
 
+COMPLEX_OF = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
+"""Real dtype -> the complex dtype whose real and imaginary parts have it."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One flat input or output: its name in the artifact, dtype, axes, and where it sits in the model's own call."""
+    """One flat input or output: its name in the artifact, dtype, axes, and where it sits in the model's own call.
+
+    ``pairs``: the model's tensor is complex; the artifact's is real, and its last axis, of size 2, is real and
+    imaginary part.
+    """
 
     name: str
     dtype: torch.dtype
     axes: tuple[Axis, ...]
     path: str = ""
+    pairs: bool = False
+
+    @property
+    def in_model(self) -> TensorSpec:
+        """The same tensor as the model has it: complex, where the artifact has pairs."""
+        return replace(self, dtype=COMPLEX_OF[self.dtype], axes=self.axes[:-1], pairs=False) if self.pairs else self
 
     @property
     def dynamic_axes(self) -> dict[int, str]:
@@ -40,13 +53,14 @@ class TensorSpec:
             "dtype": dtype_name(self.dtype),
             "axes": list(self.axes),
             "path": self.path,
+            **({"pairs": True} if self.pairs else {}),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TensorSpec:
         """The inverse of :meth:`to_json`."""
         dtype = getattr(torch, data["dtype"])
-        return TensorSpec(data["name"], dtype, tuple(data["axes"]), data.get("path", ""))
+        return TensorSpec(data["name"], dtype, tuple(data["axes"]), data.get("path", ""), data.get("pairs", False))
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,14 @@ class Signature:
         """The signature with the ``unread`` inputs among the others again, in the order of ``paths``."""
         specs = {spec.path: spec for spec in (*self.inputs, *self.unread)}
         return replace(self, inputs=tuple(specs[path] for path in paths), unread=())
+
+    @property
+    def in_model(self) -> Signature:
+        """The signature with every tensor as the model has it: complex ones complex."""
+        inputs, outputs, unread = (
+            tuple(spec.in_model for spec in specs) for specs in (self.inputs, self.outputs, self.unread)
+        )
+        return replace(self, inputs=inputs, outputs=outputs, unread=unread)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads back."""

@@ -99,6 +99,15 @@ def capture_subnet(
 
     ``options`` are those of ``capture_model``. Raises InputError and CaptureError as there.
     """
+    with subnet_source(model, name, example, kwargs) as source:
+        return capture_model(source.model, source.example, source.kwargs, interface=source.interface, **options)
+
+
+@contextmanager
+def subnet_source(
+    model: nn.Module, name: str | None, example: Any, kwargs: Mapping[str, Any] | None
+) -> Iterator[Source]:
+    """What one subnet (None: the first) is captured from, prepared; torn down at the end."""
     names = list_subnets(model)
     chosen = name or names[0]
     request = SubnetRequest(
@@ -114,7 +123,7 @@ def capture_subnet(
     )
     plain = Options("onnx", None, (), {}, {})
     with preserved_process_state(), entered(model, chosen, Path(f"{chosen}.onnx"), request, plain) as source:
-        return capture_model(source.model, source.example, source.kwargs, interface=source.interface, **options)
+        yield source
 
 
 def _asked(request: SubnetRequest) -> Sequence[str] | None:

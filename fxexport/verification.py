@@ -15,6 +15,7 @@ from fxexport.capture import ExampleCall
 from fxexport.capture.pipeline import reference_for
 from fxexport.capture.private_copy import preserved_process_state
 from fxexport.compiling import Options, Source
+from fxexport.decisions import Decision
 from fxexport.errors import InputError, ValidationError
 from fxexport.exportable import has_hooks
 from fxexport.lowering import format_of
@@ -82,6 +83,7 @@ def verify(
             allow_nan=allow_nan,
             state="explicit" if _has_state(signature) else "frozen",
             interface=source.interface,
+            complex_pairs=any(spec.pairs for spec in (*signature.inputs, *signature.unread, *signature.outputs)),
         )
         reference, expected, layout, unstable = judge()
         if numbers := _numbers_as_inputs(signature, reference.call):
@@ -101,6 +103,7 @@ def verify(
                 unstable=[signature.outputs[i].name for i in unstable],
                 rtol=rtol,
                 atol=atol,
+                decisions=[Decision(**each) for each in (description.metadata or {}).get("decisions", ())],
                 progress=progress,
             )
 

@@ -1,4 +1,4 @@
-"""Fourier transforms of a fixed length as products with a constant matrix, which every runtime computes fast and right."""
+"""Short-time Fourier transforms as convolutions with constant waves, which every runtime computes fast and right."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PIECE = 64
 
 @dataclass(frozen=True)
 class DecomposeStft(NodePass):
-    """``stft(x, n, hop, window) -> complex(conv1d(x, cosines * window), conv1d(x, sines * window))``, and
-    ``rfft(x), fft(x) -> complex(x @ cosines, x @ sines)``: exact up to rounding.
+    """``stft(x, n, hop, window) -> complex(conv1d(x, cosines * window), conv1d(x, sines * window))``: exact up to
+    rounding.
 
     ``x`` real, [batch, time] or [time] with any number of samples; the length of the transform is fixed. ONNX runtimes
     compute a transform whose length is no power of two with an error that is a hundred times larger, and many have
@@ -32,7 +32,7 @@ class DecomposeStft(NodePass):
     name: ClassVar[str] = "decompose-stft"
     default: ClassVar[bool] = True
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
-    targets: ClassVar = (aten.stft.default, aten.fft_rfft.default, aten.fft_fft.default)
+    targets: ClassVar = (aten.stft.default,)
 
     budget: int = 12 * 2**20
 
@@ -41,9 +41,7 @@ class DecomposeStft(NodePass):
         call = arguments(node)
         if call["self"].meta["val"].dtype != torch.float32:  # of which runtimes have convolutions
             return f"its input is {call['self'].meta['val'].dtype}, not float32"
-        return (
-            self._frames(program, node, call) if node.target is aten.stft.default else self._vector(program, node, call)
-        )
+        return self._frames(program, node, call)
 
     def _frames(self, program: Program, node: fx.Node, call: dict[str, Any]) -> fx.Node | str:
         x, n_fft, window = call["self"], call["n_fft"], call["window"]
@@ -76,24 +74,6 @@ class DecomposeStft(NodePass):
         if call["return_complex"]:
             return insert(aten.complex.default, parts)
         return insert(aten.stack.default, (parts, -1))
-
-    def _vector(self, program: Program, node: fx.Node, call: dict[str, Any]) -> fx.Node | str:
-        x, dim = call["self"], call["dim"]
-        size = x.meta["val"].shape[dim]
-        length = call["n"] or size
-        if not isinstance(length, int) or not isinstance(size, int):
-            return "its length depends on the input"
-        bins = length // 2 + 1 if node.target is aten.fft_rfft.default else length
-        read = min(size, length)  # what is missing is zeros, what is more is not read
-        if (reason := self._over_budget(2 * bins * read, x)) is not None:
-            return reason
-        insert = partial(program.insert, before=node)
-        scale = {"ortho": length**-0.5, "forward": 1 / length}.get(call["norm"], 1.0)
-        matrix = self._matrix(program, node, _fourier(length, bins, scale)[:, :read].T.contiguous(), x)
-        x = insert(aten.transpose.int, (x, dim, -1))
-        x = insert(aten.slice.Tensor, (x, -1, 0, read))
-        parts = _halves(program, node, insert(aten.matmul.default, (x, matrix)), -1, bins)
-        return insert(aten.transpose.int, (insert(aten.complex.default, parts), dim, -1))
 
     def _over_budget(self, numbers: int, x: fx.Node) -> str | None:
         """Why a matrix is too large, or None after taking its bytes off the budget."""

@@ -12,24 +12,25 @@ HOUSE = Path(next(iter(fxexport.__path__)))
 # From the ground up. A module may import from its own room and from rooms below, never sideways or upwards.
 FLOORS = [
     {"errors", "repro"},
-    {"signature", "shape_rules", "destination", "graph_copy", "tensor_types", "pipeline"},
+    {"signature", "decisions", "shape_rules", "destination", "graph_copy", "control_flow", "tensor_types", "pipeline"},
     {"value_cache", "publishing", "type_naming"},
     {"program", "type_alignment"},
     {"capture"},
     {"exportable"},
     {"rewrite"},
+    {"ops"},
     {"lowering"},
     {"session", "validation"},
     {"blame", "subnets"},
     {"report"},
-    {"artifact", "rejection"},
+    {"artifact", "doctor", "rejection"},
     {"compiling"},
     {"pipeline_export"},
     {"subnet_request"},
     {"subnet_examples"},
     {"subnet_export"},
     {"compiler", "verification"},
-    {"testing", "cli", "cli_console", "cli_options", "cli_passes", "cli_run", "cli_targets"},
+    {"testing", "cli", "cli_console", "cli_doctor", "cli_options", "cli_passes", "cli_run", "cli_targets"},
     {"__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

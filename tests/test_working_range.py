@@ -193,10 +193,17 @@ class OnData(Masked):
         return x if x.size(2) > length.max() else -x
 
 
-@pytest.mark.parametrize("kind", [Written, OnData])
-def test_a_tensor_whose_value_may_change_stops_capture(kind: type[Masked]) -> None:
-    with pytest.raises(CaptureError, match=r"Python decision at .*test_working_range.py"):
-        capture_model(kind(40).eval(), (FRAMES, LENGTH), dynamic_shapes=MASKED)
+def test_a_tensor_whose_value_changes_with_the_data_stops_capture() -> None:
+    with pytest.raises(CaptureError, match=r"(?s)neither a parameter nor a buffer.*register_buffer"):
+        capture_model(Written(40).eval(), (FRAMES, LENGTH), dynamic_shapes=MASKED)
+
+
+def test_a_size_compared_with_data_decides_in_the_artifact(prove: ProveEverywhere) -> None:
+    captured = prove(OnData(40).eval(), (FRAMES, LENGTH), dynamic_shapes=MASKED)
+    assert captured.program.signature.guards == ()
+    longest = torch.tensor([20, 3]), torch.tensor([19, 3])
+    for length, sign in zip(longest, (-1, 1), strict=True):
+        assert torch.equal(captured.program.run(FRAMES, length)[0], sign * FRAMES)
 
 
 def test_no_limit_costs_few_runs(prove_ranges: Any) -> None:

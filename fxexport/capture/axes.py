@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,8 @@ from torch.export import ExportedProgram
 
 from fxexport.capture.dynamic import AxisRequest, AxisRequests
 from fxexport.capture.guards import plain, size_guards
+from fxexport.capture.source_tree import iterates_at
+from fxexport.capture.squeezed_axes import squeezed_sizes
 from fxexport.errors import CaptureError
 from fxexport.signature import Axis, Dimension, Guard, flat_name, unique_names
 
@@ -100,6 +103,7 @@ def name_axes(
 def _assemble(exported: ExportedProgram, sizes: dict[sympy.Symbol, _Size], notes: list[str]) -> NamedAxes:
     labels: dict[sympy.Symbol, str] = {}
     dimensions: dict[str, Dimension] = {}
+    squeezed = squeezed_sizes(exported)
     for symbol, size in sizes.items():
         names = size.given or list(dict.fromkeys(size.automatic))
         if len(names) > 1 and (size.given or "batch" not in names[1:]):
@@ -109,6 +113,9 @@ def _assemble(exported: ExportedProgram, sizes: dict[sympy.Symbol, _Size], notes
             bounds = Dimension(label, size.example, 0 if minimum <= 2 else minimum, maximum).range
             notes.append(f"dimension {label!r} works in the range {bounds}: the model's code bounds it")
         minimum = max(size.minimum, 0 if minimum <= 2 else minimum)
+        if symbol in squeezed and minimum < 2:
+            minimum = 2
+            notes.append(f"dimension {label!r} works from 2: of size 1 it is squeezed away at {squeezed[symbol]}")
         same = dimensions.get(label)
         if same is not None and same.example != size.example:
             (label,) = unique_names([label], dimensions)
@@ -139,9 +146,23 @@ def _fixed(what: str, size: int, request: AxisRequest, fixing: Mapping[int, str]
     if not request.declared:
         why = ", although its type says otherwise: eager takes no other size either" if request.claimed else ""
         return [f"{what} is fixed at {size}{why}"]
+    place = fixing.get(size, "")
+    if _is_loop(place):
+        raise CaptureError(
+            f"{what} was declared dynamic, but the model fixes it at {size} at {place}\n  That is a Python loop over it, "
+            "which runs once for each element, and a graph holds one number of turns. Either leave it out of the dynamic "
+            f"shapes (the artifact then takes {size} there), or let the body of the loop compute all elements at once."
+        )
     raise CaptureError(
         f"{what} was declared dynamic, but the model fixes it at {size}"
-        + (f" at {fixing[size]}" if fixing.get(size) else "")
+        + (f" at {place}" if place else "")
         + ".\n  Either leave it out of the dynamic shapes, or change that line so that it does not use the size as "
         "a constant."
     )
+
+
+def _is_loop(place: str) -> bool:
+    """Whether the line of ``file:line: source (operator)`` loops over what is fixed there, as ``for row in x`` does."""
+    found = re.match(r"(?P<file>.+?):(?P<line>\d+): .*?(?:\(aten\.(?P<operator>\w+)\.?\w*\))?$", place)
+    by_loop = found is not None and found["operator"] in (None, "unbind", "tensor_split", "split", "chunk")
+    return by_loop and found is not None and iterates_at(found["file"], int(found["line"]))

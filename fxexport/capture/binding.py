@@ -28,6 +28,8 @@ class ExampleCall:
         state: buffers that are inputs and outputs of their own (explicit state), by qualified name.
         parameters: name and kind of every parameter of ``forward``, in order.
         left_out: paths of results that are not outputs of the artifact.
+        pairs: None where complex tensors go in and out as they are; else they do so as real pairs, and these are the
+            positions of those among ``tensors``. See :meth:`with_pairs`.
     """
 
     arguments: dict[str, Any]
@@ -38,12 +40,21 @@ class ExampleCall:
     defaults: tuple[Baked, ...] = ()
     state: tuple[str, ...] = ()
     left_out: frozenset[str] = frozenset()
+    pairs: frozenset[int] | None = None
 
     def with_state(self, buffers: Mapping[str, torch.Tensor]) -> ExampleCall:
         """The same call with ``buffers`` (qualified name -> value) as inputs of their own, after the arguments."""
         leaves = [Leaf(("state", name), value.detach().clone()) for name, value in buffers.items()]
         names = unique_names([*self.names, *(flat_name(("input", name)) for name in buffers)])
         return replace(self, leaves=[*self.leaves, *leaves], names=names, state=tuple(buffers))
+
+    def with_pairs(self) -> ExampleCall:
+        """The same call for a runtime without complex numbers: complex tensors are real ones with a last axis of 2,
+        real and imaginary part; so are complex results of the model that is called with it.
+        """
+        found = frozenset(i for i, tensor in enumerate(self.tensors) if tensor.is_complex())
+        leaves = [Leaf(leaf.path, as_pairs(leaf.value)) if leaf.is_tensor else leaf for leaf in self.leaves]
+        return replace(self, leaves=leaves, pairs=found)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -60,6 +71,11 @@ class ExampleCall:
         """Python values given for arguments, and defaults (None apart) that were not given: fixed in the artifact."""
         given = [Baked(show_path(leaf.path), repr(leaf.value)) for leaf in self.leaves if not leaf.is_tensor]
         return (*given, *self.defaults)
+
+
+def as_pairs(tensor: torch.Tensor) -> torch.Tensor:
+    """``[...]`` complex -> ``[..., 2]`` real, real and imaginary part; a real tensor as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def bind_example(

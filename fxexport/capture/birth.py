@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
@@ -33,19 +35,7 @@ def nan_birth(reference: Reference) -> str:
     watcher = _Watcher(exported.graph_module)
     with torch.no_grad():
         watcher.run(*arguments)
-    nodes = list(exported.graph.nodes)
-    born = next((n for n in nodes if watcher.seen[n].nan and not watcher.given[n].nan), None)
-    if born is None:
-        return "it is not born in the captured graph: the NaN depends on something that capture does not see"
-    if born.op == "placeholder":
-        return f"it comes from {what[born.name]}, which holds NaN"
-    grown = _ancestors(born)
-    sick = (n for n in nodes if n in grown and not watcher.seen[n].finite)
-    first = next(n for n in sick if watcher.given[n].finite or n is born)
-    if first is born:
-        finite = "whose inputs are finite" if watcher.given[born].finite else "whose inputs hold Inf"
-        return f"it is born in {_show(born)}, {finite}"
-    return f"it is born in {_show(born)}, from an Inf that comes from {_show(first)}"
+    return watcher.birth(what)
 
 
 @dataclass(frozen=True)
@@ -61,14 +51,49 @@ class _Watcher(fx.Interpreter):
         super().__init__(module)
         self.given: dict[fx.Node, _Content] = {}
         self.seen: dict[fx.Node, _Content] = {}
+        self.inside: list[_Watcher] = []  # of the branches and rounds of loops that the last call ran
+        self.ran: dict[fx.Node, list[_Watcher]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         is_call = n.op != "placeholder"
         self.given[n] = _content((args, kwargs)) if is_call else _Content(nan=False, finite=True)
+        self.inside = []
         result = super().run_node(n)
         self.seen[n] = _content(result)
+        self.ran[n] = self.inside
         return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(target, HigherOrderOperator):
+            args = tuple(self._watched(each) if isinstance(each, fx.GraphModule) else each for each in args)
+        return super().call_function(target, args, kwargs)
+
+    def _watched(self, module: fx.GraphModule) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.inside.append(_Watcher(module))
+            return self.inside[-1].run(*args)
+
+        return call
+
+    def birth(self, what: Mapping[str, str]) -> str:
+        """The sentence, after a run; ``what`` a placeholder is to the user."""
+        nodes = list(self.seen)
+        born = next((n for n in nodes if self.seen[n].nan and not self.given[n].nan), None)
+        if born is None:
+            return "it is not born in the captured graph: the NaN depends on something that capture does not see"
+        if born.op == "placeholder":
+            return f"it comes from {what.get(born.name, 'an operand')}, which holds NaN"
+        inner = next((each for each in self.ran[born] if any(content.nan for content in each.seen.values())), None)
+        if inner is not None:
+            return inner.birth({})
+        grown = _ancestors(born)
+        sick = (n for n in nodes if n in grown and not self.seen[n].finite)
+        first = next(n for n in sick if self.given[n].finite or n is born)
+        if first is born:
+            finite = "whose inputs are finite" if self.given[born].finite else "whose inputs hold Inf"
+            return f"it is born in {_show(born)}, {finite}"
+        return f"it is born in {_show(born)}, from an Inf that comes from {_show(first)}"
 
 
 def _content(value: Any) -> _Content:

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from fxexport.capture.dynamic import AxisRequests
 from fxexport.capture.flat_model import FlatModel
 from fxexport.capture.packed_sequences import dense_packed_sequences
+from fxexport.capture.size_functions import SizeFunctions
 from fxexport.errors import CaptureError, ExportError
 from fxexport.shape_rules import shape_rules
 
@@ -39,7 +40,8 @@ def export_flat(
     )
     try:
         packed = contextlib.nullcontext() if read_code else dense_packed_sequences(model)
-        with _quiet(), shape_rules(), packed, torch.no_grad():
+        sizes = contextlib.nullcontext() if read_code else SizeFunctions()
+        with _quiet(), shape_rules(), packed, sizes, _plain_attention(), torch.no_grad():
             # Copies: one tensor given for two inputs would be captured as one input.
             return torch.export.export(
                 model,
@@ -51,6 +53,17 @@ def export_flat(
         raise
     except Exception as error:
         raise CaptureError(explain(error)) from error
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention modules run as their operators: read inside of ``torch.cond``, they are one that nothing can write."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _hint(minimum: int | None, maximum: int | None) -> object:
@@ -92,12 +105,18 @@ def explain(error: BaseException) -> str:
             f"capture stopped{where}: the model computes with numpy, whose values would be fixed in the artifact.\n"
             "  Use torch operators there."
         )
+    if "fake tensor in the exported program constant" in first:
+        return (
+            f"capture stopped{where}: the model writes values of this run into a tensor that is neither a parameter nor "
+            "a buffer, so that it would be a constant of the artifact.\n"
+            "  Way out: register_buffer for a tensor that forward changes."
+        )
     return f"capture stopped{where}: {kind}: {first}"
 
 
 def is_data_dependent(error: BaseException | None) -> bool:
     """Whether capture stopped at a Python decision on the values of a tensor."""
-    return type(error).__name__.startswith("GuardOnDataDependent") or "data-dependent" in str(error)
+    return "DataDependent" in type(error).__name__ or "data-dependent" in str(error)
 
 
 def user_line(error: BaseException) -> str:
@@ -108,4 +127,9 @@ def user_line(error: BaseException) -> str:
 
 def is_user_frame(frame: traceback.FrameSummary) -> bool:
     """Whether a frame is code of the user or of a model library: neither PyTorch's, nor ours, nor generated."""
-    return not frame.filename.startswith((_TORCH_ROOT, _OWN_ROOT, "<"))
+    return is_user_file(frame.filename)
+
+
+def is_user_file(name: str) -> bool:
+    """Whether a file of code is neither PyTorch's nor ours nor generated."""
+    return not name.startswith((_TORCH_ROOT, _OWN_ROOT, "<"))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxexport.capture.binding import ExampleCall
+from fxexport.capture.binding import ExampleCall, as_pairs
 from fxexport.capture.nesting import Leaf, describe, flatten
 from fxexport.errors import CaptureError
 from fxexport.signature import Structure, flat_name, show_path, unique_names
@@ -22,7 +22,8 @@ class FlatModel(nn.Module):
 
     ``forward(*tensors) -> tuple of tensors``. Python values of the example are passed as they were given. None among
     the results is dropped (its place is kept in ``structure``), numbers become 0-d tensors, anything else is refused
-    by name. Buffers of ``call.state`` are the last inputs, and their values after the call the last results.
+    by name. Buffers of ``call.state`` are the last inputs, and their values after the call the last results. With
+    ``call.pairs`` complex tensors come in and go out as real pairs.
     """
 
     def __init__(self, model: nn.Module, call: ExampleCall) -> None:
@@ -33,12 +34,15 @@ class FlatModel(nn.Module):
         self._is_tensor = [leaf.is_tensor for leaf in call.leaves]
         self._state = call.state
         self._left_out = call.left_out
+        self._pairs = call.pairs
         self.results: ResultLayout | None = None
         self.before: Callable[[], None] = lambda: None
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Calls the model; see the class."""
         self.before()
+        if self._pairs:
+            tensors = tuple(torch.view_as_complex(t) if i in self._pairs else t for i, t in enumerate(tensors))
         feed = iter(tensors)
         pairs = zip(self._is_tensor, self._fixed, strict=True)
         values = [next(feed) if is_tensor else fixed for is_tensor, fixed in pairs]
@@ -50,8 +54,14 @@ class FlatModel(nn.Module):
             after = [buffers(name) for name in self._state]
         leaves, _ = flatten(result)
         leaves = [Leaf(leaf.path, None) if _show(leaf.path) in self._left_out else leaf for leaf in leaves]
-        self.results = ResultLayout.of(result, leaves).with_state(self._state)
-        return (*(_as_tensor(leaf) for leaf in leaves if leaf.value is not None), *after)
+        layout = ResultLayout.of(result, leaves).with_state(self._state)
+        results = (*(_as_tensor(leaf) for leaf in leaves if leaf.value is not None), *after)
+        if self._pairs is not None:
+            found = (path for path, tensor in zip(layout.paths, results, strict=True) if tensor.is_complex())
+            layout = dataclasses.replace(layout, pairs=frozenset(found))
+            results = tuple(map(as_pairs, results))
+        self.results = layout
+        return results
 
 
 @contextmanager
@@ -83,7 +93,8 @@ def _buffer_place(model: nn.Module, name: str) -> tuple[dict[str, torch.Tensor |
 
 @dataclasses.dataclass(frozen=True)
 class ResultLayout:
-    """How the flat results nest in what the model returned. ``leaves``: all paths, also of None."""
+    """How the flat results nest in what the model returned. ``leaves``: all paths, also of None; ``pairs``: those of
+    complex results that go out as real pairs."""
 
     names: list[str]
     paths: list[str]
@@ -91,6 +102,7 @@ class ResultLayout:
     dropped: tuple[str, ...]
     numbers: tuple[str, ...]
     leaves: tuple[str, ...]
+    pairs: frozenset[str] = frozenset()
 
     def with_state(self, state: Sequence[str]) -> ResultLayout:
         """The layout of ``(result, {buffer: value})``; unchanged without explicit state."""
@@ -133,7 +145,7 @@ def _show(path: tuple[str | int, ...]) -> str:
 def _refuse_unknown(leaf: Leaf) -> None:
     value = leaf.value
     if value is None or isinstance(
-        value, torch.Tensor | bool | int | float | torch.SymInt | torch.SymFloat | torch.SymBool
+        value, torch.Tensor | bool | int | float | complex | torch.SymInt | torch.SymFloat | torch.SymBool
     ):
         return
     kind, place = type(value).__name__, _show(leaf.path)

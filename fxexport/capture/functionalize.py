@@ -6,7 +6,8 @@ stand, as long as no view that was taken before the write is read after it:
     y = relu_(x)                       ->  y = relu(x),                            later uses of x become y
     v = select(x, 1, 0); fill_(v, 1)   ->  w = fill(v, 1); y = select_scatter(x, w, 1, 0), later uses of x become y
 
-Anything else goes through torch's own functionalisation, which re-traces the whole program.
+Branches and loop bodies are rewritten in the same way. Anything else goes through torch's own functionalisation, which
+re-traces the whole program.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxexport.capture.inline_blocks import inline_blocks
+from fxexport.capture.sub_graphs import lift_sub_graphs, locate_sub_graphs
+from fxexport.control_flow import control_flow, nested_graphs
 from fxexport.errors import CaptureError
+from fxexport.program import source_line
 from fxexport.shape_rules import shape_rules
 
 aten = torch.ops.aten
@@ -48,13 +52,14 @@ def functionalize(exported: ExportedProgram, names: Sequence[str] = ()) -> tuple
     """
     inputs = dict(zip(exported.graph_signature.user_inputs, names, strict=False))
     graph = exported.graph_module.graph
-    has_subgraphs = inline_blocks(exported.graph_module)
+    others = inline_blocks(exported.graph_module)
+    locate_sub_graphs(exported.graph_module, graph)
+    lift_sub_graphs(exported)
     if any(map(_is_write, graph.nodes)):
         _plain_aliases(graph)
     written = [node for node in graph.nodes if _is_write(node)]
-    if has_subgraphs or not all(_is_simple(node) for node in written):
-        with shape_rules():
-            exported = exported.run_decompositions(_undeclared_views(graph))
+    if others or not _sub_graphs_functional(exported) or not all(_is_simple(node) for node in written):
+        exported = _retraced(exported)
         return exported, _drop_mutation_outputs(exported, inputs)
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     notes: dict[str, None] = {}
@@ -66,6 +71,38 @@ def functionalize(exported: ExportedProgram, names: Sequence[str] = ()) -> tuple
         _make_functional(graph, node)
     exported.graph_module.recompile()
     return exported, list(notes)
+
+
+def _sub_graphs_functional(exported: ExportedProgram) -> bool:
+    """Rewrites the writes inside of branches and loop bodies where they stand; whether that was possible."""
+    _, *inner = nested_graphs(exported.graph_module, exported.graph)
+    for sub_graph in inner:
+        written = [_base_and_views(node.args[0])[0] for node in sub_graph.graph.nodes if _is_write(node)]
+        if any(base.op == "placeholder" for base in written):
+            return False  # an operand, which shows outside
+        try:
+            make_writes_functional(sub_graph.graph)
+        except CaptureError:  # re-traced as a whole, which raises where it is not possible either
+            return False
+        sub_graph.module.recompile()  # type: ignore[operator]
+    return True
+
+
+def _retraced(exported: ExportedProgram) -> ExportedProgram:
+    """The program without writes as torch finds it, by running it again on symbolic sizes."""
+    try:
+        with shape_rules():
+            retraced: ExportedProgram = exported.run_decompositions(_undeclared_views(exported.graph))
+            return retraced
+    except Exception as error:
+        if not control_flow(exported.graph):
+            raise
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CaptureError(
+            f"a branch of torch.cond or the body of torch.while_loop at {source_line(control_flow(exported.graph)[0])}, or "
+            "what is around it, writes into a tensor that is read elsewhere, which cannot be followed: write into a clone "
+            f"there ({lines[0] if lines else type(error).__name__})"
+        ) from error
 
 
 def make_writes_functional(graph: fx.Graph) -> None:
@@ -101,7 +138,11 @@ def _undeclared_views(graph: fx.Graph) -> dict[Any, Any]:
 
 
 def _plain_aliases(graph: fx.Graph) -> None:
-    """Spells out what writes go through: dropout in eval mode is its input, and ``unbind(x)[i]`` is ``select(x, i)``."""
+    """Spells out what writes go through: dropout in eval mode is its input, as is ``detach_`` (of ``torch.tensor(...)``)
+    where no gradients are, and ``unbind(x)[i]`` is ``select(x, i)``."""
+    for node in graph.find_nodes(op="call_function", target=aten.detach_.default):
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
     for node in [node for target in _DROPOUTS for node in graph.find_nodes(op="call_function", target=target)]:
         if node.args[2] is False:
             node.replace_all_uses_with(node.args[0])

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxexport.control_flow import run_watched
 
 
 class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -16,7 +19,11 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     float32 is, that cast would round to what is judged.
     """
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return run_watched(self, func, args, kwargs)
         args, kwargs = pytree.tree_map(_widened, (args, kwargs or {}))
         return func(*args, **kwargs)
 

@@ -9,6 +9,7 @@ import torch
 
 from fxexport.capture.birth import nan_birth
 from fxexport.capture.exporting import user_line
+from fxexport.capture.filled_memory import ZEROS, Filled
 from fxexport.capture.flat_model import ResultLayout
 from fxexport.capture.reference import Reference, Tensors
 from fxexport.errors import CaptureError, ExportError
@@ -17,16 +18,22 @@ from fxexport.errors import CaptureError, ExportError
 def judge_example(
     reference: Reference, notes: list[str], allow_random: bool
 ) -> tuple[Tensors, ResultLayout, list[int]]:
-    """Runs the example in eager twice: its outputs, and the outputs that are not the same each time."""
+    """Runs the example in eager twice: its outputs, and the outputs that are not the same each time.
+
+    Memory that the model takes and does not write holds zeros; ``reference`` is told of outputs that show it. Raises
+    CaptureError where they are random, or show nothing else.
+    """
+    memory = Filled(ZEROS)
     with as_the_models_own():
-        first, second, layout = reference.run_twice(reference.call.tensors)
+        first, second, layout = reference.run_twice(reference.call.tensors, memory)
+    if memory.used:
+        notes += _find_unwritten(reference, first, layout)
     nothing = [path for path in layout.dropped if path not in reference.call.left_out]
     notes += [f"{path} is None: it is left out of the artifact's outputs" for path in nothing]
     notes += [f"{path} is a Python number: it becomes a 0-d tensor" for path in layout.numbers]
-    taken = zip(reference.call.paths, reference.call.tensors, strict=True)
-    complex_values = [path for path, t in (*taken, *zip(layout.paths, first, strict=True)) if t.is_complex()]
-    if complex_values:
-        notes.append(f"{', '.join(complex_values)} is complex, which .onnx files cannot take or give")
+    paired = [reference.call.paths[i] for i in sorted(reference.call.pairs or ())]
+    paired += [path for path in layout.paths if path in layout.pairs]
+    notes += [f"{path} is complex: real in the file, with a last axis of real and imaginary part" for path in paired]
     changed = [i for i, pair in enumerate(zip(first, second, strict=True)) if not _identical(*pair)]
     if not changed:
         return first, layout, []
@@ -48,6 +55,24 @@ def judge_example(
     if unstable:
         notes.append(f"{', '.join(layout.paths[i] for i in unstable)} is random: values not compared (allow_random)")
     return first, layout, unstable
+
+
+def _find_unwritten(reference: Reference, outputs: Tensors, layout: ResultLayout) -> list[str]:
+    """Tells ``reference`` which outputs show memory that the model does not write, and returns notes on them."""
+    masks = reference.unwritten(reference.call.tensors, outputs)
+    shares = {i: (int(mask.sum()), mask.numel()) for i, mask in enumerate(masks) if bool(mask.any())}
+    if shares and all(count == total for count, total in shares.values()) and len(shares) == len(outputs):
+        raise CaptureError(
+            f"every value of {', '.join(layout.paths)} depends on memory that the model takes and does not write "
+            "(torch.empty and the like): it is different on every run, so no artifact can be proved right. Use torch.zeros "
+            "in the model, or write all of it before it is read"
+        )
+    reference.unwritten_outputs = frozenset(shares)
+    return [
+        f"{layout.paths[i]} holds memory that the model takes and does not write (torch.empty), "
+        f"{'all' if count == total else f'{count}'} of {total} values in the example: zeros in the artifact, not compared"
+        for i, (count, total) in shares.items()
+    ]
 
 
 @contextmanager

@@ -71,14 +71,16 @@ def make_signature(
     layout: ResultLayout,
     axes: NamedAxes,
 ) -> Signature:
-    def spec(name: str, node: Any, path: str) -> TensorSpec:
-        return TensorSpec(name, node.meta["val"].dtype, axes.axes_of(node.meta["val"]), path)
+    pairs = {call.paths[i] for i in call.pairs or ()}
+
+    def spec(name: str, node: Any, path: str, pairs: bool) -> TensorSpec:
+        return TensorSpec(name, node.meta["val"].dtype, axes.axes_of(node.meta["val"]), path, pairs)
 
     results: Any = exported.graph.output_node().args[0]
     rename = dict(zip(layout.names, outputs, strict=True))
     return Signature(
-        inputs=tuple(map(spec, names, inputs, call.paths)),
-        outputs=tuple(map(spec, outputs, results, layout.paths)),
+        inputs=tuple(map(spec, names, inputs, call.paths, [path in pairs for path in call.paths])),
+        outputs=tuple(map(spec, outputs, results, layout.paths, [path in layout.pairs for path in layout.paths])),
         structure=_renamed(layout.structure, rename),
         dimensions=axes.dimensions,
         guards=axes.guards,

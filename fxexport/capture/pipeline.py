@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -15,22 +15,27 @@ from fxexport.capture.dynamic import AxisRequests
 from fxexport.capture.enlarging import enlarged
 from fxexport.capture.exported_model import from_exported
 from fxexport.capture.exporting import export_flat, is_data_dependent
+from fxexport.capture.filled_memory import write_zeros
 from fxexport.capture.flat_model import FlatModel, ResultLayout
 from fxexport.capture.functionalize import functionalize
 from fxexport.capture.interface import Interface, declared_axes, input_side, names_of, plan_results
 from fxexport.capture.judging import check_finite, judge_example
-from fxexport.capture.known_constants import fix_small_buffers, known_values
+from fxexport.capture.known_values import known_values
 from fxexport.capture.naming import make_signature, merge_tied, rename_inputs
 from fxexport.capture.open_axes import export_open
 from fxexport.capture.output_axes import name_output_axes
+from fxexport.capture.paths import Assumed, Paths
 from fxexport.capture.preparing import prepare
 from fxexport.capture.private_copy import preserved_process_state
+from fxexport.capture.recording_decisions import decisions_of
 from fxexport.capture.reference import Reference, Tensors
 from fxexport.capture.settled import export_widest
-from fxexport.capture.size_comparisons import decided_by_value
+from fxexport.decisions import Decision
 from fxexport.errors import CaptureError, InputError
 from fxexport.program import Program
 from fxexport.signature import check_disjoint, choose_names, unique_names
+
+AS_EXAMPLES = "as in the examples"
 
 
 @dataclass
@@ -92,11 +97,15 @@ def capture_model(
     state: Literal["frozen", "explicit"] = "frozen",
     dynamic_axes: Mapping[str, Any] | None = None,
     interface: Interface | None = None,
+    complex_pairs: bool = False,
+    assume: str | Mapping[str, bool] | None = None,
 ) -> Captured:
     """:func:`capture`, together with the reference that judges the artifact.
 
-    ``dynamic_axes`` is torch.onnx's form, which may also name outputs; ``interface`` is what typed hooks declare.
+    ``dynamic_axes`` is torch.onnx's form, which may also name outputs; ``interface`` is what typed hooks declare. With
+    ``complex_pairs`` the program and the reference take and give complex tensors as real ones with a last axis of 2.
     """
+    assumed = _read_assume(assume)
     with preserved_process_state():
         notes: list[str] = []
         if isinstance(model, ExportedProgram):
@@ -110,6 +119,8 @@ def capture_model(
         side = input_side(call, interface, dynamic_shapes, dynamic, dynamic_axes, input_names)
         requests, names = side.requests, choose_names("input", input_names, side.names)
         plan = plan_results(reference, interface)
+        if complex_pairs:
+            reference.call = reference.call.with_pairs()
         call = reference.call
         expected, layout, unstable = judge_example(reference, notes, allow_random)
         outputs = choose_names("output", output_names, names_of(plan, layout, layout.names))
@@ -121,9 +132,10 @@ def capture_model(
         notes += [*side.notes, *(plan.notes if plan else ())]
         notes += check_finite(reference, expected, outputs, allow_nan)
         examples = enlarged(call.tensors, requests, lambda tensors: _eager_accepts(reference, tensors))
+        ladder = _Ladder(reference, requests, names, assumed)
         exported, writes, examples, fixing = export_widest(
             lambda make: export_open(
-                lambda tensors: _export(make, reference, tensors, requests, names),
+                lambda tensors: ladder.export(make, tensors),
                 examples,
                 requests,
                 lambda tensors: _eager_accepts(reference, tensors),
@@ -132,14 +144,26 @@ def capture_model(
             expected,
             requests,
         )
+        decisions = ladder.decisions(exported)
+        writes += map(str, decisions)
         inputs = rename_inputs(exported, names)
         axes = name_axes(exported, inputs, requests, names, examples, fixing)
         axes = name_output_axes(exported, axes, outputs, declared_axes(plan, layout))
         signature = make_signature(exported, inputs, names, outputs, call, layout, axes)
+        write_zeros(exported.graph_module)
         program = Program(exported, signature, [*notes, *writes, *axes.notes])
+        program.decisions = tuple(decisions)
         merge_tied(program)
         renamed_unstable = frozenset(outputs[i] for i in unstable)
     return Captured(program, reference, call.tensors, expected, renamed_unstable)
+
+
+def _read_assume(assume: str | Mapping[str, bool] | None) -> Assumed:
+    if assume is None or assume == AS_EXAMPLES:
+        return Assumed(as_examples=assume is not None)
+    if not isinstance(assume, Mapping) or not all(isinstance(v, bool) for v in assume.values()):
+        raise InputError(f'assume is {assume!r}; give "{AS_EXAMPLES}", or a side for each line: {{"net.py:41": True}}')
+    return Assumed(dict(assume))
 
 
 def reference_for(
@@ -152,6 +176,7 @@ def reference_for(
     allow_nan: bool = False,
     state: Literal["frozen", "explicit"] = "frozen",
     interface: Interface | None = None,
+    complex_pairs: bool = False,
 ) -> tuple[Reference, Tensors, ResultLayout, list[int]]:
     """The judge without a capture: the reference, its outputs for the example, their layout, and which are random.
 
@@ -167,43 +192,68 @@ def reference_for(
         if state == "explicit":
             reference.call = reference.call.with_state(reference.updated_buffers())
         plan_results(reference, interface)
+        if complex_pairs:
+            reference.call = reference.call.with_pairs()
         expected, layout, unstable = judge_example(reference, notes, allow_random)
         check_finite(reference, expected, layout.names, allow_nan)
         return reference, expected, layout, unstable
 
 
-def _export(
-    make: Callable[[], FlatModel],
-    reference: Reference,
-    inputs: list[torch.Tensor],
-    requests: AxisRequests,
-    names: Sequence[str],
-) -> tuple[ExportedProgram, list[str]]:
-    """The functional graph and notes; where a decision on data stops capture, with small buffers as constants."""
-    try:
-        return functionalize(export_flat(make(), inputs, requests), names)
-    except CaptureError as error:
-        if not is_data_dependent(error.__cause__):
-            raise
+@dataclass
+class _Ladder:
+    """Ways to capture a model, each for what the one before does not understand.
+
+    ``decided``: the programs that decide on data, with what became of each decision.
+    """
+
+    reference: Reference
+    requests: AxisRequests
+    names: Sequence[str]
+    assumed: Assumed
+    decided: list[tuple[ExportedProgram, list[Decision]]] = field(default_factory=list)
+
+    def export(self, make: Callable[[], FlatModel], inputs: list[torch.Tensor]) -> tuple[ExportedProgram, list[str]]:
+        """The functional graph on ``inputs``, and notes.
+
+        Raises CaptureError: of the last way that says why, where none works.
+        """
         flat = make()
         try:
-            with decided_by_value(flat, reference.used()) as compared, known_values():
-                fixed, flat.before = fix_small_buffers(flat.model, reference.updated_buffers())
-                exported, notes = functionalize(export_flat(flat, inputs, requests), names)
+            with known_values(flat, self.reference) as notes:
+                exported, own = self._plain(flat, inputs)
+            return exported, [*own, *notes]
+        except CaptureError as found:
+            if not is_data_dependent(found.__cause__):
+                raise
+            error = found
+        try:
+            return self._every_way(make, inputs)
+        except CaptureError as found:
+            error = found
+        try:  # reading the code of forward
+            return functionalize(export_flat(make(), inputs, self.requests, read_code=True), self.names)
         except CaptureError:
-            return _export_read(reference, inputs, requests, names, error)
-    note = f"decisions of forward on {', '.join(fixed)} are fixed as they are now" if fixed else ""
-    return exported, [*notes, *filter(None, [note]), *compared]
+            raise error from error.__cause__
 
+    def _plain(self, flat: FlatModel, inputs: list[torch.Tensor]) -> tuple[ExportedProgram, list[str]]:
+        return functionalize(export_flat(flat, inputs, self.requests), self.names)
 
-def _export_read(
-    reference: Reference, inputs: list[torch.Tensor], requests: AxisRequests, names: Sequence[str], error: CaptureError
-) -> tuple[ExportedProgram, list[str]]:
-    """The graph as it is found by reading the code of forward; raises ``error`` where that does not help."""
-    try:
-        return functionalize(export_flat(reference.fresh(), inputs, requests, read_code=True), names)
-    except CaptureError:
-        raise error from error.__cause__
+    def _every_way(
+        self, make: Callable[[], FlatModel], inputs: list[torch.Tensor]
+    ) -> tuple[ExportedProgram, list[str]]:
+        exported, notes, decisions = Paths(
+            make,
+            lambda flat: known_values(flat, self.reference),
+            lambda flat: self._plain(flat, inputs),
+            decisions_of(self.reference, self.reference.call.tensors),
+            self.assumed,
+        ).export_all()
+        self.decided.append((exported, decisions))
+        return exported, notes
+
+    def decisions(self, exported: ExportedProgram) -> list[Decision]:
+        """What became of the decisions on data in a program that :meth:`export` gave."""
+        return next((decisions for program, decisions in self.decided if program is exported), [])
 
 
 def _eager_accepts(reference: Reference, inputs: list[torch.Tensor]) -> bool:

@@ -12,13 +12,18 @@ from fxexport.program import Program, module_path
 _PYTORCH = {"aten", "prim", "prims", "quantized", "_quantized", "quantized_decomposed", "mkldnn", "higher_order"}
 
 
+def is_custom(target: OpOverload) -> bool:
+    """Whether an operator is of another library than PyTorch."""
+    return target.namespace not in _PYTORCH
+
+
 def refuse_custom_operators(program: Program, kind: str) -> None:
     """Raises LoweringError listing operators of other libraries: a ``kind`` file calls them by name, so it would load
     only beside that library, and could not be checked in a process of its own.
     """
     found: dict[str, list[str]] = {}
-    for node in program.graph.nodes:
-        if isinstance(node.target, OpOverload) and node.target.namespace not in _PYTORCH and node.target is not CALL:
+    for node in (node for _, _, graph in program.graphs() for node in graph.nodes):
+        if isinstance(node.target, OpOverload) and is_custom(node.target) and node.target is not CALL:
             places = found.setdefault(str(node.target), [])
             place = module_path(node) or "the model itself"
             if place not in places:

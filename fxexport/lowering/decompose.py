@@ -39,24 +39,27 @@ _RESPELLED: dict[Any, Callable[..., Any]] = {
 
 
 def decompose_nodes(
-    module: fx.GraphModule, needs_it: Callable[[fx.Node], bool], table: Mapping[Any, Callable[..., Any]]
+    graph: fx.Graph, needs_it: Callable[[fx.Node], bool], table: Mapping[Any, Callable[..., Any]]
 ) -> None:
     """Replaces every node for which ``needs_it`` by the operators it consists of, in place.
 
     ``table``: operator -> decomposition; composite operators without an entry are decomposed as PyTorch runs them.
     """
-    values = pytree.tree_leaves([node.meta.get("val") for node in module.graph.nodes])
+    values = pytree.tree_leaves([node.meta.get("val") for node in graph.nodes])
     fake = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), FakeTensorMode())
-    for node in list(module.graph.nodes):
+    for node in list(graph.nodes):
         if node.op == "call_function" and needs_it(node):
-            _splice(module.graph, node, table, fake)
+            splice(graph, node, _RESPELLED.get(node.target, node.target), table, fake)
 
 
-def _splice(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[..., Any]], fake: FakeTensorMode) -> None:
+def splice(
+    graph: fx.Graph, node: fx.Node, call: Any, table: Mapping[Any, Callable[..., Any]], fake: FakeTensorMode
+) -> None:
+    """Replaces ``node`` by the operators that ``call`` runs on its arguments, decomposed by ``table``, in place."""
     inputs = list(
         dict.fromkeys(leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node))
     )
-    traced = _trace(node, inputs, dict(table), fake)
+    traced = _trace(node, call, inputs, dict(table), fake)
     values: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
     with graph.inserting_before(node):
         for inner in traced.graph.nodes:
@@ -70,18 +73,17 @@ def _splice(graph: fx.Graph, node: fx.Node, table: Mapping[Any, Callable[..., An
 
 
 def _trace(
-    node: fx.Node, inputs: list[fx.Node], table: dict[Any, Callable[..., Any]], fake: FakeTensorMode
+    node: fx.Node, call: Any, inputs: list[fx.Node], table: dict[Any, Callable[..., Any]], fake: FakeTensorMode
 ) -> fx.GraphModule:
-    call_target: Any = _RESPELLED.get(node.target, node.target)
-
-    def call(*values: Any) -> Any:
+    def run(*values: Any) -> Any:
         given = dict(zip(inputs, values, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
-        return call_target(*args, **kwargs)
+        return call(*args, **kwargs)
 
-    examples = [n.meta["val"] for n in inputs]
+    # Calls of one form share one value, which would make one placeholder of several arguments.
+    examples = [n.meta["val"].detach() if isinstance(n.meta["val"], torch.Tensor) else n.meta["val"] for n in inputs]
     with fake, enable_python_dispatcher(), torch.no_grad():
-        return make_fx(call, decomposition_table=table, tracing_mode="real")(*examples)
+        return make_fx(run, decomposition_table=table, tracing_mode="real")(*examples)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, result: Any) -> None:

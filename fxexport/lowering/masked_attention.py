@@ -20,16 +20,18 @@ aten = torch.ops.aten
 
 def legalize_masked_attention(program: Program, opset: int) -> Program:
     """A program with the rewrites above where it has masked attention; ``program`` itself is not changed."""
-    if not any(_mask(node) is not None for node in program.find(aten.scaled_dot_product_attention.default)):
+    nodes = [node for _, _, graph in program.graphs() for node in graph.nodes]
+    if not any(node.target == aten.scaled_dot_product_attention.default and _mask(node) for node in nodes):
         return program
     legal = program.clone()
-    for node in legal.find(aten.scaled_dot_product_attention.default):
-        mask = _mask(node)
-        if mask is None:
-            continue
-        _choose_by_mask(legal, node, mask)
-        if opset >= 23:
-            _expand(legal, node, mask)
+    for part in legal.parts():
+        for node in part.find(aten.scaled_dot_product_attention.default):
+            mask = _mask(node)
+            if mask is None:
+                continue
+            _choose_by_mask(part, node, mask)
+            if opset >= 23:
+                _expand(part, node, mask)
     return legal
 
 

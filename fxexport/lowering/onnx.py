@@ -155,7 +155,8 @@ def _fresh(name: str, taken: set[str | None]) -> str:
 
 def _pass_history(program: Program) -> dict[str, str]:
     """Captured node -> the passes that made or changed it."""
-    made = ((node.name, node.meta.get("custom", {}).get("fxexport_passes", ())) for node in program.graph.nodes)
+    nodes = (node for _, _, graph in program.graphs() for node in graph.nodes)
+    made = ((node.name, node.meta.get("custom", {}).get("fxexport_passes", ())) for node in nodes)
     return {name: ",".join(passes) for name, passes in made if passes}
 
 

@@ -14,6 +14,8 @@ from onnx_ir.passes import common
 from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules.fusion._rms_normalization import fuse_rms_normalization
 
+from fxexport.lowering.onnx_exact_rules import rewrite_rules
+
 
 def optimize(model: ir.Model, *, fold_constants: bool = True, keep_weights: bool = False) -> None:
     """Applies onnxscript's rewrite rules, merges equal nodes and weights; in place.
@@ -39,7 +41,7 @@ def optimize(model: ir.Model, *, fold_constants: bool = True, keep_weights: bool
 
 def _tidy(model: ir.Model, fold_constants: bool) -> None:
     _shrink(model, fold_constants)
-    rewriter.rewrite(model)
+    rewriter.rewrite(model, rewrite_rules())
     _shrink(model, fold_constants)
     if model.opset_imports.get("", 0) >= 23:
         # Of onnxscript's fusions for opset 23 this one alone: its RotaryEmbedding, which torch.onnx takes too, is refused

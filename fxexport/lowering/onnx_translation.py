@@ -9,12 +9,13 @@ on, only through this module, and ``torch.onnx.export`` is the fallback. Both ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +26,15 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
+from fxexport.control_flow import SubGraph, nested_graphs, own_outputs
 from fxexport.errors import LoweringError
 from fxexport.lowering.complex_values import refuse_complex_interface, untranslated_complex
 from fxexport.lowering.decompose import decompose_nodes
 from fxexport.lowering.masked_attention import legalize_masked_attention
 from fxexport.lowering.onnx_optimize import optimize
+from fxexport.lowering.onnx_spellings import respell
 from fxexport.lowering.recurrent import RECURRENT_TRANSLATIONS
+from fxexport.lowering.type_promotion import write_out_casts
 from fxexport.program import Program, module_path
 from fxexport.shape_rules import shape_rules
 
@@ -55,7 +59,7 @@ def translate(
     Raises LoweringError listing every operator without a translation, with its module path and a stub to fill in.
     """
     refuse_complex_interface(program)
-    program = legalize_masked_attention(program, opset)
+    program = respell(legalize_masked_attention(program, opset), table or ())
     with _quiet(), torch.no_grad():
         result = None if table else _try_directly(program.to_exported(), opset)
         if result is None:
@@ -96,34 +100,59 @@ def _translate_directly(exported: ExportedProgram, opset: int) -> Any:
 
     registry = _registry(opset)
     module = exported.graph_module
-    table = _decomp.create_onnx_friendly_decomposition_table(set(_decomp.get_onnx_implemented_overloads(registry)))
-    if any(node.op == "get_attr" for node in module.graph.nodes):
-        return None  # control flow: its branches are graphs of their own
-    decompose_nodes(module, lambda node: not _is_direct(node, registry), table)
+    graphs = list(nested_graphs(module, module.graph))
+    for path, _, graph in graphs:
+        if path:
+            own_outputs(graph)  # the body of an If returns values of its own
+    if not _are_direct(graphs, registry):
+        table = _decomp.create_onnx_friendly_decomposition_table(set(_decomp.get_onnx_implemented_overloads(registry)))
+        for _, _, graph in graphs:
+            decompose_nodes(graph, lambda node: not _is_direct(node, registry), table)
     for spec, result in zip(exported.graph_signature.output_specs, module.graph.output_node().args[0], strict=True):
         spec.arg = TensorArgument(result.name)
-    if not all(_is_direct(node, registry) for node in module.graph.nodes if node.op != "placeholder"):
+    if not _are_direct(graphs, registry):
         return None
     with shape_rules():
-        _fx_passes.insert_type_promotion_nodes(exported.graph_module)
+        write_out_casts(exported.graph_module)
     _fx_passes.remove_assertion_nodes(exported.graph_module)
     result = _core._exported_program_to_onnx_program(exported, registry=registry)
+    _agree_on_versions(result.model)
     version_converter.convert_version(result.model, opset, fallback=True)
     return result
 
 
+def _agree_on_versions(model: ir.Model) -> None:
+    """Functions that call functions, such as a loop in a branch: torch gives their domains the version of the operators."""
+    own = {domain for domain, _, _ in model.functions}
+    holders: list[ir.Model | ir.Function] = [model, *model.functions.values()]
+    for each in holders:
+        each.opset_imports.update((domain, 1) for domain in own if domain in each.opset_imports)
+
+
 def _registry(opset: int) -> Any:
     """torch's translations for ``opset``: newer opsets have operators of their own for attention and norms."""
-    from torch.onnx._internal.exporter import _constants, _registration
+    from torch.onnx._internal.exporter import _constants
 
-    registry = _registration.ONNXRegistry.from_torchlib(opset_version=max(opset, _constants.TORCHLIB_OPSET))
+    return _torch_registry(max(opset, _constants.TORCHLIB_OPSET))
+
+
+@functools.cache
+def _torch_registry(opset: int) -> Any:
+    """Made once: torch reads the source of all its translations for it, which takes longer than to lower a small model."""
+    from torch.onnx._internal.exporter import _registration
+
+    registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
     for operator_, function in RECURRENT_TRANSLATIONS.items():
         registry.register_op(operator_, function)
     return registry
 
 
+def _are_direct(graphs: list[SubGraph], registry: Any) -> bool:
+    return all(_is_direct(n, registry) for _, _, graph in graphs for n in graph.nodes if n.op != "placeholder")
+
+
 def _is_direct(node: fx.Node, registry: Any) -> bool:
-    if node.op == "output" or node.target is operator.getitem:
+    if node.op in ("output", "get_attr") or node.target is operator.getitem:
         return True
     if node.op != "call_function" or _is_assertion(node.target):
         return node.op == "call_function"
@@ -155,7 +184,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _explain(program: Program, opset: int, error: Exception, table: TranslationTable | None) -> str:
-    missing = _missing_operators(program, opset, table)
+    missing = missing_operators(program, opset, table)
     on_complex = untranslated_complex(program, _registry(opset), table or ())
     if not missing and on_complex:
         return on_complex
@@ -174,22 +203,28 @@ def _explain(program: Program, opset: int, error: Exception, table: TranslationT
     )
 
 
-def _missing_operators(program: Program, opset: int, table: TranslationTable | None) -> dict[str, list[str]]:
+def missing_operators(program: Program, opset: int, table: TranslationTable | None) -> dict[str, list[str]]:
     """Operators that neither have a translation nor can be decomposed into ones that have, with their modules."""
-    registry = _registry(opset)
-    known = set(table or ())
+    nodes = [node for node in program.graph.nodes if isinstance(node.target, OpOverload)]
+    missing = untranslated([node.target for node in nodes], opset, table)
     found: dict[str, list[str]] = {}
-    for node in program.graph.nodes:
-        target = node.target
-        if not isinstance(target, OpOverload) or target in known or target.overloadpacket in known:
+    for node in nodes:
+        if node.target not in missing:
             continue
-        if registry.is_registered(target) or _decomposes(target) or _is_assertion(target):
-            continue
-        places = found.setdefault(str(target), [])
+        places = found.setdefault(str(node.target), [])
         place = module_path(node) or "the model itself"
         if place not in places:
             places.append(place)
     return found
+
+
+def untranslated(targets: Iterable[OpOverload], opset: int, table: TranslationTable | None = None) -> set[OpOverload]:
+    """Those of ``targets`` that neither have a translation nor can be decomposed into operators that have."""
+    with _quiet():
+        registry = _registry(opset)
+    known = set(table or ())
+    unknown = {target for target in targets if target not in known and target.overloadpacket not in known}
+    return {t for t in unknown if not (registry.is_registered(t) or _decomposes(t) or _is_assertion(t))}
 
 
 def _decomposes(target: OpOverload) -> bool:

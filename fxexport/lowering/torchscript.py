@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 import warnings
@@ -17,6 +18,7 @@ from torch._ops import OpOverload
 
 from fxexport.destination import sibling_name
 from fxexport.errors import LoweringError
+from fxexport.lowering.scripted_control_flow import script_control_flow
 from fxexport.lowering.scripted_modules import restore_scripted
 from fxexport.lowering.unlift import unlift
 from fxexport.program import Program, module_path
@@ -24,9 +26,13 @@ from fxexport.program import Program, module_path
 METADATA_FILE = "fxexport.json"
 _MANGLED = r"/___torch_mangle_(\d+)"
 aten = torch.ops.aten
-_WRITTEN_BY_TORCH = {"version", "byteorder", ".data/serialization_id"}
+_VERSIONS = ("version", ".data/version")
+_WRITTEN_BY_TORCH = {*_VERSIONS, "byteorder", ".data/serialization_id"}
 
 _SYMBOLIC_ARITHMETIC: dict[Any, Callable[..., Any]] = {
+    torch.sym_float: float,
+    torch.sym_int: int,
+    math.trunc: int,
     torch.sym_max: max,
     torch.sym_min: min,
     torch.sym_not: operator.not_,
@@ -39,21 +45,26 @@ def lower_torchscript(program: Program, path: Path, metadata: Mapping[str, Any])
 
     Raises LoweringError naming the operator that TorchScript cannot express.
     """
-    for branch in program.graph.find_nodes(op="get_attr"):  # the graphs that control flow chooses from
-        raise _no_form(next(iter(branch.users)))
-    module = unlift(program)
-    restore_scripted(module)
-    _to_script_operators(module.graph)
-    module.recompile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about annotations inside fx.GraphModule, and that TorchScript is old
         try:
-            scripted = torch.jit.script(module.eval())
+            scripted = _script(unlift(program))
+        except LoweringError:
+            raise
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise LoweringError(f"TorchScript cannot express the program: {' '.join(lines[:4])[:600]}") from error
         _save(scripted, path, json.dumps(metadata))
     return [path]
+
+
+def _script(module: fx.GraphModule) -> Any:
+    """The graph of ``module`` and those that its branches and loops run, in TorchScript."""
+    restore_scripted(module)
+    script_control_flow(module, _script)
+    _to_script_operators(module.graph)
+    module.recompile()
+    return torch.jit.script(module.eval())
 
 
 def _no_form(node: fx.Node) -> LoweringError:
@@ -73,6 +84,8 @@ def _save(scripted: Any, path: Path, metadata: str) -> None:
     try:
         torch.jit.save(scripted, str(raw), _extra_files={METADATA_FILE: metadata})
         reader, writer = torch._C.PyTorchFileReader(str(raw)), torch._C.PyTorchFileWriter(str(path))
+        version = next(name for name in _VERSIONS if reader.has_record(name))  # type: ignore[attr-defined]
+        writer.set_min_version(int(reader.get_record(version)))  # operators mean what they meant in that version
         names = [n for n in reader.get_all_records() if not n.endswith(".debug_pkl") and n not in _WRITTEN_BY_TORCH]
         numbers = _new_numbers(names)
         for name in names:

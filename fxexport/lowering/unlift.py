@@ -17,6 +17,8 @@ def unlift(program: Program) -> fx.GraphModule:
     """
     root, graph, values = nn.Module(), fx.Graph(), dict[fx.Node, fx.Node]()
     attributes: dict[Key, str] = {}
+    for name, branch in program.clone().branches().items():
+        root.add_module(name, branch)
     for node in program.graph.nodes:
         constant = program.constant_value(node)
         if constant is None:

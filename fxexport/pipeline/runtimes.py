@@ -12,7 +12,7 @@ import numpy as np
 
 from fxexport.errors import InputError, ValidationError
 from fxexport.pipeline.spec import PartFile
-from fxexport.pipeline.values import to_array, to_torch
+from fxexport.pipeline.values import of_pairs, pairs_of, to_array, to_torch
 from fxexport.pipeline.views import Array, dtype_of
 
 Runner: TypeAlias = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -70,14 +70,17 @@ def _open_onnx(path: Path, part: PartFile, providers: Sequence[str]) -> Runner:
                 f"{[port.name for port in ports]}; export again"
             )
     names = [port.name for port in part.outputs]
+    paired = {port.name for port in (*part.inputs, *part.outputs) if port.pairs}
 
     def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        feeds = {name: _wrap(onnxruntime, array) for name, array in inputs.items()}
+        given = {name: pairs_of(array) if name in paired else array for name, array in inputs.items()}
+        feeds = {name: _wrap(onnxruntime, array) for name, array in given.items()}
         try:
             values = session.run_with_ort_values(names, feeds)
         except Exception as error:  # as above
             raise _failed(part, inputs, error) from error
-        return {name: _unwrap(value) for name, value in zip(names, values, strict=True)}
+        outputs = {name: _unwrap(value) for name, value in zip(names, values, strict=True)}
+        return {name: of_pairs(array) if name in paired else array for name, array in outputs.items()}
 
     return run
 

@@ -52,22 +52,28 @@ class Outside:
 
 @dataclass(frozen=True)
 class TensorPort:
-    """A flat input or output of a part: its name in the file, numpy name of its dtype, axes."""
+    """A flat input or output of a part: its name in the file, numpy name of its dtype, axes.
+
+    ``pairs``: it is complex, but the file has it as real numbers with a last axis of real and imaginary part.
+    """
 
     name: str
     dtype: str
     axes: tuple[Axis, ...]
+    pairs: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}[{', '.join(map(str, self.axes))}]"
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "axes": list(self.axes)}
+        pairs = {"pairs": True} if self.pairs else {}
+        return {"name": self.name, "dtype": self.dtype, "axes": list(self.axes), **pairs}
 
     @staticmethod
     def from_json(data: object) -> TensorPort:
         record = Record(data, "a tensor of a part")
-        return TensorPort(record.word("name"), record.word("dtype"), record.axes("axes"))
+        pairs = record.flag("pairs") if record.get("pairs") is not None else False
+        return TensorPort(record.word("name"), record.word("dtype"), record.axes("axes"), pairs)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,17 @@ def to_torch(array: Array) -> Any:
     return torch.from_numpy(own)
 
 
+def pairs_of(array: Array) -> Array:
+    """``[...]`` complex -> ``[..., 2]`` real, real and imaginary part."""
+    return np.stack([array.real, array.imag], -1)
+
+
+def of_pairs(array: Array) -> Array:
+    """The inverse of `pairs_of`."""
+    kind = np.result_type(array.dtype, np.complex64)
+    return np.ascontiguousarray(array).view(kind)[..., 0]
+
+
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """The rest of a message about a name that is not known: the one that was meant, or all of them."""
     names = list(known)

@@ -75,7 +75,9 @@ def looks_for(pass_: Pass, program: Program) -> dict[str, dict[str, Any]] | None
     """Operator -> its ``calls`` in ``program`` and the calls of ``similar`` ones; None where the pass does not say."""
     if not isinstance(pass_, RulePass):
         return None
-    calls = Counter(operator_name(n.target) for n in program.graph.nodes if n.op == "call_function")
+    calls = Counter(
+        operator_name(n.target) for _, _, graph in program.graphs() for n in graph.nodes if n.op == "call_function"
+    )
     wanted = dict.fromkeys(operator_name(target) for rule in pass_.rules(program) for target in rule.targets)
     return {name: {"calls": calls[name], "similar": _similar(name, calls, wanted)} for name in wanted}
 

@@ -118,7 +118,8 @@ def signature_parts(signature: Signature) -> list[Part]:
 
     def row(direction: str, spec: TensorSpec) -> tuple[str, ...]:
         axes = ", ".join(map(str, spec.axes))
-        return direction, spec.name, dtype_name(spec.dtype), f"[{axes}]", spec.path
+        dtype = f"{dtype_name(spec.dtype)} pairs" if spec.pairs else dtype_name(spec.dtype)
+        return direction, spec.name, dtype, f"[{axes}]", spec.path
 
     rows = [*(row("input", s) for s in signature.inputs), *(row("output", s) for s in signature.outputs)]
     columns = ("", "name", "dtype", "axes", "in forward")
@@ -320,4 +321,4 @@ def _reasons(point: PointResult) -> list[str]:
         return [f"{point.label}: FAILED: {point.error}"]
     failed = [f"{point.label}: FAILED: {o.name!r}: {o.reason}" for o in point.outputs if not o.passed]
     more = [f"{point.label}: {len(failed) - _REASONS} more outputs failed"] if len(failed) > _REASONS else []
-    return failed[:_REASONS] + more
+    return failed[:_REASONS] + more + [f"{point.label}: {left_out}" for left_out in point.left_out]

@@ -12,6 +12,7 @@ from torch._ops import HigherOrderOperator
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from fxexport.control_flow import COND, WHILE_LOOP, SubGraph, inside, operands_of
 from fxexport.errors import VerifyError
 from fxexport.program import Program, check_same_value, same_size, source_line
 
@@ -21,9 +22,16 @@ _SEE_MEMORY = (aten.as_strided.default, aten.sym_stride.int, aten.sym_storage_of
 
 
 def changed_calls(before: Program, after: Program) -> list[fx.Node]:
-    """Calls of ``after`` that are new, or have another operator or arguments than under that name before."""
-    old = {node.name: node for node in before.graph.nodes}
-    return [n for n in after.graph.nodes if n.op == "call_function" and not _same_call(n, old.get(n.name))]
+    """Calls of ``after`` that are new, or have another operator or arguments than under that name before; those in
+    branches and loop bodies among them."""
+    old: dict[str, dict[str, fx.Node]] = {
+        place: {n.name: n for n in graph.nodes} for place, _, graph in before.graphs()
+    }
+    found: list[fx.Node] = []
+    for path, _, graph in after.graphs():
+        known = old.get(path, {})
+        found += [n for n in graph.nodes if n.op == "call_function" and not _same_call(n, known.get(n.name))]
+    return found
 
 
 def check_change(before: Program, after: Program, changed: Sequence[fx.Node]) -> None:
@@ -35,7 +43,8 @@ def check_change(before: Program, after: Program, changed: Sequence[fx.Node]) ->
     """
     _check_constants(before, after)
     with _no_new_symbols(after):
-        _check_values(before, after, set(changed))
+        values = {path: {n.name: n.meta.get("val") for n in graph.nodes} for path, _, graph in before.graphs()}
+        _check_values(after, next(after.graphs()), values, set(changed), set())
     if before.signature == after.signature:
         for old, new in zip(before.output_nodes, after.output_nodes, strict=True):
             if isinstance(old, fx.Node) and isinstance(new, fx.Node):
@@ -56,11 +65,17 @@ def _check_constants(before: Program, after: Program) -> None:
             raise VerifyError(f'new constant {node.name} is {_form(value)}, its meta["val"] says otherwise')
 
 
-def _check_values(before: Program, after: Program, changed: set[fx.Node]) -> None:
-    """Recomputes the changed calls, and the calls that read a value whose strides or form are new."""
-    old = {node.name: node.meta.get("val") for node in before.graph.nodes}
-    moved: set[fx.Node] = set()
-    for node in after.graph.nodes:
+def _check_values(
+    after: Program, at: SubGraph, before: Mapping[str, Mapping[str, Any]], changed: set[fx.Node], moved: set[fx.Node]
+) -> None:
+    """Recomputes the changed calls of a graph, and the calls that read a value whose strides or form are new.
+
+    ``before``: the values that the program had before, by graph and name. ``moved``: placeholders with new strides.
+    """
+    old = before.get(at.path, {})
+    for node in at.graph.nodes:
+        if node.target in (COND, WHILE_LOOP) and _check_inside(after, at, node, before, changed, moved):
+            moved.add(node)
         if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
             continue
         if node not in changed and moved.isdisjoint(node.all_input_nodes):
@@ -83,6 +98,32 @@ def _check_values(before: Program, after: Program, changed: set[fx.Node]) -> Non
             node.meta["val"] = actual
         if node.name in old and node.meta["val"] is not old[node.name]:
             moved.add(node)
+
+
+def _check_inside(
+    after: Program,
+    at: SubGraph,
+    call: fx.Node,
+    before: Mapping[str, Mapping[str, Any]],
+    changed: set[fx.Node],
+    moved: set[fx.Node],
+) -> bool:
+    """Checks the graphs of a branch or loop; whether its own results have new strides by that."""
+    touched = False
+    for each in inside(at, call):
+        places: set[fx.Node] = set()
+        for place, operand in zip(each.graph.find_nodes(op="placeholder"), operands_of(call), strict=True):
+            if operand in moved:
+                place.meta["val"] = operand.meta["val"]
+                places.add(place)
+        touched = touched or bool(places) or not changed.isdisjoint(each.graph.nodes)
+        _check_values(after, each, before, changed, places)
+    results: Any = each.graph.output_node().args[0]  # of the second branch, or of the body
+    values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in results]
+    if not touched or free_unbacked_symbols(values) or all(map(_same_strides, call.meta["val"], values)):
+        return False
+    call.meta["val"] = tuple(values)
+    return True
 
 
 def _recompute(program: Program, node: fx.Node) -> Any:

@@ -10,11 +10,13 @@ from typing import Literal
 
 from torch import fx
 
+from fxexport.control_flow import control_flow
 from fxexport.errors import InputError, PassError, VerifyError
 from fxexport.program import Program
 from fxexport.rewrite.base import Pass, PassResult
 from fxexport.rewrite.bisect_rewrites import first_bad
 from fxexport.rewrite.checks import changed_calls, check_change, fixed_dimensions
+from fxexport.rewrite.everywhere import run_everywhere
 from fxexport.rewrite.ledger import PassRecord, describe_call, place
 from fxexport.rewrite.rule_pass import RulePass
 
@@ -62,6 +64,9 @@ class PassManager:
         counts as one): the state in between, for those who look for the rewrite that is at fault.
         """
         records = []
+        if control_flow(program.graph):  # results and operands that nothing reads are no part of any pass's change
+            program = program.clone()
+            program.erase_dead()
         for pass_ in self.passes:
             program, record = self._step(pass_, program, limit)
             records.append(record)
@@ -102,9 +107,7 @@ class PassManager:
             return before, PassResult(0), None
         after, known, result, delta = before.clone(), fixed_dimensions(before), None, None
         try:
-            result = pass_.run(after, limit) if isinstance(pass_, RulePass) else pass_.run(after)
-            if not isinstance(result, PassResult):
-                raise PassError(f"run() returned {type(result).__name__} instead of a PassResult")
+            result = run_everywhere(pass_, after, limit)
             after.verify()
             after.erase_dead()
             changed = changed_calls(before, after)
@@ -138,7 +141,7 @@ class PassManager:
 
             def is_bad(count: int) -> bool:
                 partial = before.clone()
-                pass_.run(partial, count)
+                run_everywhere(pass_, partial, count)
                 partial.erase_dead()
                 try:
                     judge(before, partial)

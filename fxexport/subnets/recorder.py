@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxexport.capture.exporting import is_user_frame
+from fxexport.control_flow import run_watched
 from fxexport.subnets.tape import Operator, Outsider, Ref, Tape, ValueInfo
 
 
@@ -34,6 +36,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     alive until the recorder goes, so that an identity stands for one tensor.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, tape: Tape, arguments: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
@@ -47,6 +51,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return run_watched(self, func, args, kwargs)
         if self.inside:
             return func(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxexport.capture.binding import bind_example, named_leaves
 from fxexport.capture.nesting import flatten
 from fxexport.capture.private_copy import preserved_process_state, private_copy, seed_everything, unwrap
+from fxexport.control_flow import eager_control_flow
 from fxexport.errors import InputError
 from fxexport.exportable.copying import configured_copy, copy_for_hooks
 from fxexport.exportable.example import hook_example
@@ -148,7 +149,7 @@ def record(
     drivers = [driver] if driver is None or callable(driver) else list(driver)
     if not drivers:
         raise InputError("driver is an empty sequence: there is nothing to run")
-    with preserved_process_state(), torch.no_grad():
+    with preserved_process_state(), torch.no_grad(), eager_control_flow():
         names = part_names(model, subnets, config)
         base, _ = configured_copy(model, config)
         args, keywords = arguments(base, drivers[0], example_inputs, kwargs)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxexport.capture.private_copy import preserved_process_state
+from fxexport.control_flow import eager_control_flow
 from fxexport.errors import ValidationError
 from fxexport.pipeline.ports import Port, State, Wire
 from fxexport.pipeline.sizes import axis_size
@@ -20,8 +21,8 @@ from fxexport.subnets.interface import Alignment, PartInterface, align
 from fxexport.subnets.origins import Origin, trace
 from fxexport.subnets.recording import Recording
 from fxexport.subnets.tape import Leaf, Operator, RecordedCall, Ref, Tape
+from fxexport.validation.judge import PointResult
 from fxexport.validation.numbers import Scales
-from fxexport.validation.validate import PointResult
 
 RunPart = Callable[[str, dict[str, Tensor]], Mapping[str, Tensor]]
 
@@ -57,7 +58,7 @@ def check_pipeline(
     gave flows on in their place.
     """
     results: list[PointResult] = []
-    with preserved_process_state(), torch.no_grad():
+    with preserved_process_state(), torch.no_grad(), eager_control_flow():
         for tape in recording.runs:
             replay = Replay(run_part, recording, tape, wiring, interfaces, scales or Scales(), unstable or {})
             for result in replay.results():

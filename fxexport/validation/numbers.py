@@ -32,25 +32,36 @@ class Scales:
         expected: Sequence[torch.Tensor],
         got: Sequence[torch.Tensor],
         float64: Callable[[], Tensors] | None = None,
+        undefined: Sequence[torch.Tensor] | None = None,
     ) -> list[OutputComparison]:
         """One comparison for each output. ``float64`` computes the outputs in float64; it is asked only where a default
-        tolerance is exceeded, and a model that cannot run in float64 is judged without it.
+        tolerance is exceeded, and a model that cannot run in float64 is judged without it. ``undefined``: for each output
+        a bool tensor that is True where ``expected`` means nothing and is not compared.
 
         Raises ValidationError where the numbers of outputs differ, InputError for a dtype that has no tolerance.
         """
         want = [tensor.cpu() for tensor in expected]
         for i, (name, tensor, have) in enumerate(zip(names, want, got, strict=False)):  # compare_outputs counts them
-            if name in self.unstable and (tensor.shape, tensor.dtype) == (have.shape, have.dtype):
+            if (tensor.shape, tensor.dtype) != (have.shape, have.dtype):
+                continue
+            if name in self.unstable:
                 want[i] = have
+            elif undefined is not None and bool(undefined[i].any()):
+                want[i] = torch.where(undefined[i].cpu(), have, tensor)
         results = compare_outputs(names, want, got, lambda dtype: tolerance_for(dtype, self.rtol, self.atol))
         default = self.rtol is None and self.atol is None
         if default and float64 is not None and not all(result.passed for result in results):
             try:
                 doubles = [tensor.cpu() for tensor in float64()]
+                if undefined is not None:
+                    doubles = [torch.where(u.cpu(), w, d) for u, w, d in zip(undefined, want, doubles, strict=True)]
             except Exception:  # noqa: BLE001 - fixed dtypes have no float64 form; the strict verdict stands
                 doubles = None
             results = compare_outputs(names, want, got, tolerance_for, doubles)
-        return [replace(r, judge="shape and dtype only") if r.name in self.unstable else r for r in results]
+        unknown = {n for n, u in zip(names, undefined or (), strict=False) if u.numel() and bool(u.all())}
+        return [
+            replace(r, judge="shape and dtype only") if r.name in {*self.unstable, *unknown} else r for r in results
+        ]
 
 
 def run_eager(program: Program, inputs: Sequence[torch.Tensor]) -> Tensors:

@@ -15,6 +15,7 @@ import torch
 from fxexport.capture.resize import resize_axis, vary
 from fxexport.errors import InputError
 from fxexport.signature import Axis, Dimension, Signature
+from fxexport.validation.values import descending, roles_of
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -52,12 +53,15 @@ class Point:
     """One set of inputs to try: a label for the report, the size of every dynamic dimension, the flat inputs.
 
     ``edge``: a size that code often treats differently on purpose (1, or the other side of a decision on sizes).
+    ``lenient``: values of our own making, at which eager may not be finite, or hang on its last bit: where it does,
+    nothing is compared.
     """
 
     label: str
     sizes: Mapping[str, int]
     inputs: tuple[torch.Tensor, ...]
     edge: bool = False
+    lenient: bool = False
 
 
 def points(signature: Signature, examples: Sequence[torch.Tensor], *, sizes: bool = True) -> list[Point]:
@@ -134,7 +138,7 @@ def draw(
     """Inputs of the given sizes with fresh values like the example's; the same for the same seed.
 
     All inputs are rotated alike along each named dimension, so that ids and masks, whose values only the model can
-    judge, are not where the example has them.
+    judge, are not where the example has them. Lengths grow and shrink with the axis that the longest one fills.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = []
@@ -145,6 +149,24 @@ def draw(
             if axis in sizes:
                 tensor = tensor.roll(seed + 1, position)
         inputs.append(vary(tensor.detach(), generator))
+    return _with_fitting_lengths(signature, examples, inputs)
+
+
+def _with_fitting_lengths(
+    signature: Signature, examples: Sequence[torch.Tensor], inputs: list[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """``inputs`` with lengths that mean the same share of their axis as in the example, and in its order."""
+    for number, role in enumerate(roles_of(signature, examples)):
+        if role.axis is None:
+            continue
+        other, axis = role.axis
+        old, new = examples[other].shape[axis], inputs[other].shape[axis]
+        lengths = inputs[number]
+        if new != old:
+            lengths = (-(-lengths.long() * new // old)).clamp(1, max(new, 1)).to(lengths.dtype)
+        if descending(examples[number]):
+            lengths = lengths.sort(descending=True).values
+        inputs[number] = lengths
     return tuple(inputs)
 
 

@@ -10,48 +10,19 @@ from typing import Any
 import torch
 
 from fxexport.capture.reference import Reference, Tensors
+from fxexport.decisions import Decision
 from fxexport.errors import ValidationError
 from fxexport.signature import Signature
-from fxexport.validation.compare import OutputComparison
+from fxexport.validation.both_sides import both_sides
+from fxexport.validation.edges import edges
+from fxexport.validation.judge import Judge, PointResult
 from fxexport.validation.numbers import Scales
 from fxexport.validation.runner import ArtifactProcess
 from fxexport.validation.sweep import FRESH, Point, example_sizes, points
 from fxexport.validation.working_range import WorkingRange, describe, working_ranges
 
 _RANGE_TIMEOUT = 20.0  # seconds for one run at a size that nobody asked for
-
-
-@dataclass(frozen=True)
-class PointResult:
-    """What happened at one point: a comparison for each output, or why it was skipped or failed."""
-
-    label: str
-    sizes: dict[str, int]
-    outputs: tuple[OutputComparison, ...] = ()
-    skipped: str = ""
-    error: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the artifact agreed; a skipped point neither passes nor fails."""
-        return not self.error and all(output.passed for output in self.outputs)
-
-    @property
-    def reason(self) -> str:
-        """Why it failed, or ''."""
-        failed = [f"{o.name!r}: {o.reason}" for o in self.outputs if not o.passed]
-        return self.error or "; ".join(failed)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with the fields of this result."""
-        return {
-            "label": self.label,
-            "sizes": self.sizes,
-            "passed": self.passed,
-            "skipped": self.skipped,
-            "error": self.error,
-            "outputs": [output.to_json() for output in self.outputs],
-        }
+_EDGE_SECONDS = 3.0  # for edge values; where the other points took longer, as long as those
 
 
 @dataclass
@@ -101,9 +72,11 @@ def validate(
     atol: float | None = None,
     sizes: bool = True,
     further: Sequence[Point] = (),
+    decisions: Sequence[Decision] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> ValidationReport:
-    """Runs the artifact at ``path`` at every point of :func:`points`, and at ``further`` ones, and compares with eager.
+    """Runs the artifact at ``path`` at every point of :func:`points`, at ``further`` ones, at edge values and on both sides
+    of ``decisions``, and compares with eager.
 
     ``examples`` hold a tensor for every input of the captured call, also for those that the artifact does not have
     (``signature.unread``).
@@ -121,29 +94,90 @@ def validate(
     report.runtime, report.providers = loaded.versions, loaded.providers
     fed = {spec.name for spec in signature.inputs}
     signature = signature.whole_call(reference.call.paths) if signature.unread else signature
-    judge = _Judge(process, reference, signature, Scales(rtol, atol, frozenset(unstable)), fed)
-    declared = {d.name for d in signature.dimensions if d.declared}
-    own = example_sizes(signature, examples)
-    for point in [*points(signature, examples, sizes=sizes), *further]:
-        if point.label == FRESH and sum(1 for result in report.points if result.outputs) > 1:
-            continue  # other sizes had fresh values too: a baked value would have shown
-        progress(point.label)
-        result = judge.check(point, expected if point.label == "example" else None)
-        changed = {name for name, size in point.sizes.items() if size != own.get(name)}
-        if not result.passed and point.edge and not changed & declared:
-            report.limits.append(f"does not work at {point.label}: {result.reason}")
-            result = PointResult(point.label, dict(point.sizes), skipped=f"outside the working range: {result.reason}")
-        report.points.append(result)
-        if not result.passed:
-            report.failing_inputs = report.failing_inputs or point.inputs
-            if result.error:
-                break
+    expected = reference.run(examples) if expected is None else expected
+    assumed = {d.site: d.value for d in decisions if d.form in ("assumed", "raises") and d.value is not None}
+    scales = Scales(rtol, atol, frozenset(unstable))
+    judge = Judge(process, reference, signature, examples, expected, scales, fed, assumed)
+    proof = _Proof(report, judge, progress)
+    plan = [*points(signature, examples, sizes=sizes), *further]
+    proof.ordinary(plan)
+    if report.passed:
+        proof.edge_values()
+    if report.passed and decisions:
+        proof.decisions(decisions, plan)
     if sizes and report.passed:
         _find_ranges(report, judge, path, examples)
     return report
 
 
-def _find_ranges(report: ValidationReport, judge: _Judge, path: Any, examples: Sequence[torch.Tensor]) -> None:
+@dataclass
+class _Proof:
+    """The points in their order, and what the report says of them."""
+
+    report: ValidationReport
+    judge: Judge
+    progress: Callable[[str], None]
+
+    def ordinary(self, plan: Sequence[Point]) -> None:
+        """Every point of ``plan``; a runtime that fails ends it."""
+        declared = {d.name for d in self.judge.signature.dimensions if d.declared}
+        own = example_sizes(self.judge.signature, self.judge.examples)
+        for point in plan:
+            if point.label == FRESH and sum(1 for result in self.report.points if result.outputs) > 1:
+                continue  # other sizes had fresh values too: a baked value would have shown
+            result = self._checked(point)
+            changed = {name for name, size in point.sizes.items() if size != own.get(name)}
+            if not result.passed and point.edge and not changed & declared:
+                self.report.limits.append(f"does not work at {point.label}: {result.reason}")
+                reason = f"outside the working range: {result.reason}"
+                result = PointResult(point.label, dict(point.sizes), skipped=reason)
+            self._record(point, result)
+            if result.error:
+                break
+
+    def edge_values(self) -> None:
+        """Values unlike the example's, as long as the time for them lasts."""
+        deadline = time.monotonic() + max(_EDGE_SECONDS, self.judge.spent)
+        alone: list[Point] = []
+        for edge in edges(self.judge.signature, self.judge.examples):
+            result = self._in_time(edge.point, deadline)
+            alone += edge.alone if result is not None and result.skipped else ()
+        for point in alone:
+            self._in_time(point, deadline)
+
+    def _in_time(self, point: Point, deadline: float) -> PointResult | None:
+        """The result at ``point``; None where the artifact is wrong already, or where time is over, which is recorded."""
+        if not self.report.passed:
+            return None
+        if time.monotonic() > deadline:
+            late = f"not tried for want of time: one run takes {self.judge.seconds:.1f} s"
+            self._record(point, PointResult(point.label, dict(point.sizes), skipped=late))
+            return None
+        result = self._checked(point)
+        self._record(point, result)
+        return result
+
+    def decisions(self, decisions: Sequence[Decision], tried: Sequence[Point]) -> None:
+        """Inputs that take the sides of decisions which no point so far took."""
+        judge = self.judge
+        self.progress("decisions")
+        seen = [*tried, *(edge.point for edge in edges(judge.signature, judge.examples))]
+        sides = both_sides(judge.reference, judge.signature, judge.examples, decisions, seen)
+        for point in sides.points:
+            self._record(point, self._checked(point))
+        self.report.limits += sides.missing
+
+    def _checked(self, point: Point) -> PointResult:
+        self.progress(point.label)
+        return self.judge.check(point, self.judge.expected if point.label == "example" else None)
+
+    def _record(self, point: Point, result: PointResult) -> None:
+        self.report.points.append(result)
+        if not result.passed:
+            self.report.failing_inputs = self.report.failing_inputs or point.inputs
+
+
+def _find_ranges(report: ValidationReport, judge: Judge, path: Any, examples: Sequence[torch.Tensor]) -> None:
     """Larger sizes: a limit is reported. One below the bound that the signature promises is a failed point."""
     process, signature, timeout = judge.process, judge.signature, judge.process.timeout
 
@@ -168,47 +202,3 @@ def _find_ranges(report: ValidationReport, judge: _Judge, path: Any, examples: S
         if found.by == "artifact" and found.maximum is not None and bound is not None and found.maximum < bound:
             size = found.maximum + 1
             report.points.append(PointResult(f"{found.dimension}={size}", {found.dimension: size}, error=found.reason))
-
-
-@dataclass
-class _Judge:
-    process: ArtifactProcess
-    reference: Reference
-    signature: Signature
-    scales: Scales
-    fed: Collection[str]
-    seconds: float = 0.0  # of the slowest check
-
-    def check(self, point: Point, expected: Tensors | None = None) -> PointResult:
-        """Eager and artifact on one point."""
-        started = time.monotonic()
-        result = self._check(point, expected)
-        self.seconds = max(self.seconds, time.monotonic() - started)
-        return result
-
-    def _check(self, point: Point, expected: Tensors | None) -> PointResult:
-        sizes = dict(point.sizes)
-        if expected is None:
-            try:
-                expected = self.reference.run(point.inputs)
-            except Exception as error:  # noqa: BLE001 - eager may refuse a size in any way it likes; that is reported
-                reason = f"eager refuses it: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-                return PointResult(point.label, sizes, skipped=reason)
-        try:
-            got = self._run(point)
-        except ValidationError as error:
-            return PointResult(point.label, sizes, error=str(error))
-        names = [spec.name for spec in self.signature.outputs]
-        results = self.scales.compare(names, expected, got, lambda: self.reference.run(point.inputs, double=True))
-        return PointResult(point.label, sizes, tuple(results))
-
-    def _run(self, point: Point) -> list[torch.Tensor]:
-        names = [spec.name for spec in self.signature.inputs]
-        given = dict(zip(names, point.inputs, strict=True))
-        outputs = self.process.run({name: value for name, value in given.items() if name in self.fed})
-        wanted = [spec.name for spec in self.signature.outputs]
-        if self.process.format != "onnx":
-            return list(outputs.values())
-        if set(outputs) != set(wanted):
-            raise ValidationError(f"the artifact's outputs are {list(outputs)}, expected {wanted}")
-        return [outputs[name] for name in wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -367,7 +368,7 @@ def test_fault_19_a_declared_axis_that_gets_fixed_names_the_line(out: Path) -> N
     )
 
 
-def test_fault_20_a_branch_on_data_is_named_with_its_line(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_fault_20_a_branch_on_data_is_right_on_both_sides(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def forward(x: torch.Tensor) -> torch.Tensor:
         y = x * 2
         if y.sum() > 0:
@@ -375,12 +376,42 @@ def test_fault_20_a_branch_on_data_is_named_with_its_line(out: Path, capfd: pyte
         return x
 
     line = inspect.getsourcelines(forward)[1] + 2
-    message = refused(
-        CaptureError, rf"Python decision at .*test_compile_faults.py:{line}: if y.sum", Free(forward), out, X
-    )
-    assert "torch.where" in message
-    assert "torch.cond" in message
+    artifact = export(Free(forward), out, X)
+    told = f"'if y.sum() > 0:' at faults/test_compile_faults.py:{line} depends on the data: both sides are"
+    assert [note for note in artifact.report.notes if note.startswith(told)]
+    for x in (X.abs(), -X.abs(), torch.zeros_like(X)):
+        torch.testing.assert_close(artifact(x), forward(x))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_fault_20_sides_that_do_not_fit_are_refused_with_the_line(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x * 2
+        return x.sum(1)
+
+    line = inspect.getsourcelines(forward)[1] + 1
+    place = f"'if x.sum() > 0:' at faults/test_compile_faults.py:{line}"
+    message = refused(CaptureError, f"decides on data, {re.escape(place)}", Free(forward), out, X.abs())
+    assert "returns tensors of other number, rank or dtype" in message
+    assert 'assume="as in the examples"' in message
     assert capfd.readouterr() == ("", ""), "torch prints the graph so far; the message says it all"
+    artifact = export(Free(forward), out, X.abs(), assume={f"test_compile_faults.py:{line}": True})
+    assert f"{place} depends on the data: assumed to be True as the caller says" in artifact.report.notes
+    torch.testing.assert_close(artifact(X.abs() + 1), X.abs() * 2 + 2)
+
+
+def test_fault_20_a_loop_that_counts_in_python_is_refused_with_its_line(out: Path) -> None:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        steps = 0
+        while x.abs().max() > 0.01:
+            x, steps = x * 0.5, steps + 1
+        return x * steps  # every number of steps is another graph
+
+    line = inspect.getsourcelines(forward)[1] + 2
+    place = rf"test_compile_faults.py:{line}: while x.abs\(\).max\(\) > 0.01"
+    message = refused(CaptureError, rf"(?s)in too many ways to capture them all.*{place}", Free(forward), out, X * 1e25)
+    assert "torch.while_loop" in message
 
 
 def test_fault_20_a_loop_over_data_is_not_baked(out: Path) -> None:

@@ -17,7 +17,7 @@ from conftest import Untouched
 from torch import nn
 
 import fxexport
-from fxexport import CaptureError, Exportable, InputError, LoweringError, Pipeline, Tensor, ValidationError
+from fxexport import CaptureError, Exportable, InputError, Pipeline, Tensor, ValidationError
 from fxexport.lowering import onnx_file
 
 X = torch.randn(2, 3)
@@ -352,28 +352,36 @@ def test_fault_21_an_output_whose_size_depends_on_the_data(out: Path) -> None:
 # ---------------------------------------------------------------- 24: complex numbers at the border
 
 
-def test_fault_24_complex_inputs_and_outputs_are_refused_by_name(out: Path) -> None:
+def test_fault_24_complex_inputs_and_outputs_become_pairs_and_the_table_says_so(out: Path) -> None:
     types = {"kspace": Tensor("batch", "width")}
     example = torch.randn(2, 4, dtype=torch.complex64)
-    message = refused(LoweringError, "no complex", Hooked(lambda kspace: kspace * 2, example, input_types=types), out)
-    assert "input 'kspace' is complex64" in message
-    assert "output 'output' is complex64" in message
-    assert "torch.view_as_real" in message
+    artifact = export(Hooked(lambda kspace: kspace * 2, example, input_types=types), out)
+    assert axes(out) == {"kspace": ["batch", "width", 2], "output": ["batch", "width", 2]}
+    page = str(artifact)
+    assert page.count("float32 pairs") == 2
+    assert "kspace is complex: real in the file, with a last axis of real and imaginary part" in page
+    assert "output is complex: real in the file" in page
+    given = torch.randn(3, 7, dtype=torch.complex64)
+    torch.testing.assert_close(artifact(given), given * 2)
+    torch.testing.assert_close(artifact(kspace=torch.view_as_real(given)), given * 2)
 
 
-def test_fault_24_in_a_subnet_nothing_is_published(tmp_path: Path) -> None:
+def test_fault_24_subnets_give_each_other_complex_numbers(tmp_path: Path) -> None:
     class Imaging(nn.Module, Exportable):
         def __init__(self) -> None:
             super().__init__()
-            self.spectrum, self.magnitude = Hooked(lambda x: torch.fft.fft(x)), Hooked(lambda z: z.abs())
+            self.mask, self.magnitude = Hooked(lambda x: x * 2), Hooked(lambda z: torch.view_as_real(z).square())
 
         def list_export_subnets(self) -> list[str]:
-            return ["spectrum", "magnitude"]
+            return ["mask", "magnitude"]
 
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return self.magnitude(self.spectrum(image))
+        def forward(self, kspace: torch.Tensor) -> torch.Tensor:
+            return self.magnitude(self.mask(kspace).permute(1, 0).unsqueeze(-1))
 
-    refused(LoweringError, "no complex inputs or outputs", Imaging(), tmp_path / "m.onnx", torch.randn(2, 4))
+    example = torch.randn(2, 4, dtype=torch.complex64)
+    fxexport.compile(Imaging().eval(), tmp_path / "m.onnx", example)
+    found = Pipeline.load(tmp_path)(kspace=example.numpy())["output"]
+    np.testing.assert_allclose(found, torch.view_as_real(2 * example.T[..., None]).square().numpy(), rtol=1e-6)
 
 
 # ---------------------------------------------------------------- 30: too large for one file
@@ -419,7 +427,7 @@ class Parts(nn.Module, Exportable):
         self.listed = listed
         self.first, self.second = Hooked(lambda x: x + 1, X), Hooked(lambda x: x * 2)
         self.First = Hooked(lambda x: x + 3)
-        self.broken = Hooked(lambda x: x if bool(x.sum() > 0) else -x)
+        self.broken = Hooked(lambda x: x if bool(x.sum() > 0) else x.sum())  # of another rank
 
     def list_export_subnets(self) -> list[str]:
         return list(self.listed)

@@ -205,6 +205,6 @@ def test_fault_50_dimension_names_are_stable(out: Path) -> None:
 
 def test_a_capture_error_is_a_single_family(out: Path) -> None:
     with pytest.raises(fxexport.ExportError) as caught:
-        export(Free(lambda x: x if x.sum() > 0 else -x), out, X)
+        export(Free(lambda x: sum(x * k for k in range(1 + int(x.abs().sum())))), out, X)
     assert isinstance(caught.value, CaptureError)
     assert isinstance(caught.value.__cause__, Exception), "torch's own error is kept as the cause"

@@ -13,6 +13,7 @@ import torch
 from conftest import ProveEverywhere
 from torch import Tensor, nn
 
+import fxexport
 from fxexport.capture.pipeline import capture_model
 from fxexport.errors import LoweringError
 from fxexport.lowering import lower
@@ -26,6 +27,12 @@ class Free(nn.Module):
     def __init__(self, forward: Any) -> None:
         super().__init__()
         self.forward = forward
+
+
+def compiled(model: nn.Module, path: Path, *example: Any, **options: Any) -> fxexport.Artifact:
+    artifact = fxexport.compile(model, path, *example, **options)
+    assert isinstance(artifact, fxexport.Artifact)
+    return artifact
 
 
 @pytest.mark.parametrize(
@@ -54,26 +61,41 @@ def test_fault_21_a_size_that_depends_on_the_data_is_named_and_compared(
     assert tuple(d.dim_param or d.dim_value for d in file.graph.output[0].type.tensor_type.shape.dim) == axes[0]
 
 
-def test_fault_24_complex_results_are_refused_in_onnx_and_kept_elsewhere(
-    prove: ProveEverywhere, tmp_path: Path
-) -> None:
-    model = Free(lambda x: {"wave": torch.fft.rfft(x), "power": torch.fft.rfft(x).abs()})
+def test_fault_24_complex_results_are_pairs_in_onnx_and_kept_elsewhere(prove: ProveEverywhere, tmp_path: Path) -> None:
+    model = Free(lambda x: {"wave": torch.fft.rfft(x), "power": torch.fft.rfft(x).abs()}).eval()
     captured = prove(model, (X,), dynamic=ROWS, formats=("pt", "pt2"))
     assert [spec.dtype for spec in captured.program.signature.outputs] == [torch.complex64, torch.float32]
-    assert any("output['wave'] is complex" in note for note in captured.program.notes)
-    refused = tmp_path / "refused.onnx"
-    with pytest.raises(LoweringError, match=r"(?s)output 'wave' is complex64 \['rows', 2\].*view_as_real") as caught:
-        lower(captured.program, refused)
-    assert "'power'" not in str(caught.value)
-    assert not refused.exists()
+    artifact = compiled(model, tmp_path / "pairs.onnx", (X,), dynamic=ROWS)
+    assert [(spec.dtype, spec.axes) for spec in artifact.outputs] == [
+        (torch.float32, ("rows", 2, 2)),
+        (torch.float32, ("rows", 2)),
+    ]
+    assert any("output['wave'] is complex: real in the file" in note for note in artifact.report.notes)
+    for name, want in model(X[:2] - 1).items():
+        torch.testing.assert_close(artifact(X[:2] - 1)[name], want)
 
 
-def test_fault_24_complex_inputs_are_refused_in_onnx_and_taken_elsewhere(
-    prove: ProveEverywhere, tmp_path: Path
-) -> None:
-    captured = prove(Free(lambda z: z.abs()), (Z,), dynamic={"z": ["rows", None]}, formats=("pt", "pt2"))
-    with pytest.raises(LoweringError, match=r"(?s)input 'z' is complex64 \['rows', 3\].*view_as_complex"):
-        lower(captured.program, tmp_path / "refused.onnx")
+def test_fault_24_complex_inputs_are_pairs_in_onnx_and_taken_elsewhere(prove: ProveEverywhere, tmp_path: Path) -> None:
+    model, axes = Free(lambda z: z.abs()).eval(), {"z": ["rows", None]}
+    captured = prove(model, (Z,), dynamic=axes, formats=("pt", "pt2"))
+    assert captured.program.signature.inputs[0].dtype == torch.complex64
+    artifact = compiled(model, tmp_path / "pairs.onnx", (Z,), dynamic=axes)
+    assert (artifact.inputs[0].dtype, artifact.inputs[0].axes) == (torch.float32, ("rows", 3, 2))
+    for z in (Z[:1] * 2j, torch.view_as_real(Z[:1] * 2j)):
+        torch.testing.assert_close(artifact(z), Z[:1].abs() * 2)
+
+
+def test_fault_24_a_program_with_complex_ends_is_refused_in_onnx_with_the_way_out(tmp_path: Path) -> None:
+    """Whoever lowers a program by hand."""
+    program = capture_model(
+        Free(lambda z: {"square": z * z, "size": z.abs()}), (Z,), dynamic={"z": ["rows", None]}
+    ).program
+    file = tmp_path / "refused.onnx"
+    with pytest.raises(LoweringError, match=r"(?s)input 'z' is complex64 \['rows', 3\].*view_as_complex") as caught:
+        lower(program, file)
+    assert "output 'square' is complex64 ['rows', 3]" in str(caught.value)
+    assert "'size'" not in str(caught.value)
+    assert not file.exists()
 
 
 def test_fault_24_the_way_out_works(prove: ProveEverywhere) -> None:
