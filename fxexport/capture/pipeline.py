@@ -145,6 +145,8 @@ def capture_model(
             requests,
         )
         decisions = ladder.decisions(exported)
+        if assumed.sides and not decisions:
+            raise InputError(f"assume names {sorted(assumed.sides)}, but the model decides nothing on data")
         writes += map(str, decisions)
         inputs = rename_inputs(exported, names)
         axes = name_axes(exported, inputs, requests, names, examples, fixing)

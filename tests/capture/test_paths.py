@@ -300,6 +300,8 @@ def test_assumed_at_a_line() -> None:
     torch.testing.assert_close(run(program, X)[0], X + 1)
     with pytest.raises(InputError, match=r"assume names 'net\.py:3'"):
         captured(one_sided, assume={"net.py:3": True})
+    with pytest.raises(InputError, match="the model decides nothing on data"):
+        captured(lambda m, x: m.a(x), assume={"net.py:3": True})
     with pytest.raises(InputError, match="assume is 'always'"):
         captured(one_sided, assume="always")
 
