@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ValidationError,
         VerifyError,
     )
-    from fxexport.exportable import Exportable, InputNormalization, replace_for_export
+    from fxexport.exportable import Exportable, InputNormalization, register_replacement, replace_for_export
     from fxexport.lowering import lower
     from fxexport.pipeline import Pipeline, PipelineState
     from fxexport.program import Program
@@ -67,6 +67,7 @@ __all__ = [
     "doctor",
     "lower",
     "record",
+    "register_replacement",
     "replace_for_export",
     "validate",
 ]
@@ -79,7 +80,7 @@ _HOMES = {
     "compiler": ("compile",),
     "doctor": ("Diagnosis", "Finding", "doctor"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "exportable": ("Exportable", "InputNormalization", "replace_for_export"),
+    "exportable": ("Exportable", "InputNormalization", "register_replacement", "replace_for_export"),
     "lowering": ("lower",),
     "pipeline": ("Pipeline", "PipelineState"),
     "program": ("Program",),

@@ -13,7 +13,20 @@ import click
 from fxexport import __version__
 from fxexport.cli_console import INTERRUPTED, Progress, report_failure, undisturbed
 from fxexport.cli_doctor import doctor_command
-from fxexport.cli_options import ASSUME, TRACEBACK, capturing, common, exporting, hooked, judging, print_result, running
+from fxexport.cli_options import (
+    ASSUME,
+    KEEP_FP32,
+    KEEP_INPUTS,
+    PRECISION,
+    TRACEBACK,
+    capturing,
+    common,
+    exporting,
+    hooked,
+    judging,
+    print_result,
+    running,
+)
 from fxexport.cli_passes import diff_command, explain_command, passes_command
 from fxexport.cli_run import run_command
 
@@ -82,6 +95,9 @@ def main() -> None:
 @click.option("--external-data/--no-external-data", default=None, help="ONNX weights in a file of their own.")
 @click.option("--mkdir", is_flag=True, help="Make the directory of the output.")
 @ASSUME
+@KEEP_INPUTS
+@PRECISION
+@KEEP_FP32
 @hooked
 @exporting
 @judging

@@ -75,6 +75,14 @@ def hooked(command: Command) -> Command:
             callback=_pairs,
             help="For the model's _prepare_for_export, as text. Repeatable.",
         ),
+        click.option(
+            "--normalize-input",
+            "normalize_inputs",
+            multiple=True,
+            metavar="NAME=KIND",
+            callback=_pairs,
+            help="Inside the artifact: minmax, max, mean_std, mean_var, grayscale. Repeatable.",
+        ),
     )
 
 
@@ -149,21 +157,38 @@ def _pairs(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...])
     return {key.strip(): value for key, _, value in pairs} or None
 
 
-def _sides(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> str | dict[str, bool] | None:
-    if "examples" in texts:
+def _sides(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> str | dict[str, bool | str] | None:
+    if "examples" in texts and len(texts) == 1:
         return "as in the examples"
-    pairs = [text.rpartition("=") for text in texts]
-    if wrong := [text for text, pair in zip(texts, pairs, strict=True) if pair[2].lower() not in ("true", "false")]:
-        raise click.BadParameter(f"{wrong[0]!r} is neither 'examples' nor FILE:LINE=true or =false", param=parameter)
-    return {site: side.lower() == "true" for site, _, side in pairs} or None
+    found: dict[str, bool | str] = {}
+    for text in texts:
+        key, _sign, said = text.rpartition("=")
+        decides = said.lower() in ("true", "false")
+        if not key or not (decides or said in ("full", "ones", "zeros") or said.startswith("full:")):
+            raise click.BadParameter(
+                f"{text!r} is neither 'examples' (alone) nor FILE:LINE=true or =false nor INPUT=full, =ones or =zeros",
+                param=parameter,
+            )
+        found[key] = said.lower() == "true" if decides else said
+    return found or None
 
 
 ASSUME = click.option(
     "--assume",
     multiple=True,
-    metavar="FILE:LINE=SIDE",
+    metavar="FILE:LINE=SIDE|INPUT=VALUES",
     callback=_sides,
-    help="The side (true or false) that a decision on data takes; 'examples': as the example decides. Repeatable.",
+    help="The side (true or false) that a decision on data takes; 'examples': as the example decides. Or what an input "
+    "always holds: 'length=full', 'mask=ones', 'mask=zeros': masks go. Repeatable.",
+)
+KEEP_INPUTS = click.option("--keep-inputs", is_flag=True, help="Inputs that go unread by --assume stay.")
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp16", "bf16", "int8-dynamic"]),
+    help="Compute with fewer bits; the file is proved against the float32 model.",
+)
+KEEP_FP32 = click.option(
+    "--keep-fp32", multiple=True, metavar="MODULE", help="A module that stays float32. Repeatable."
 )
 
 

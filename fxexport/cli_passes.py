@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 
 @click.command("passes")
+@click.option("--markdown", is_flag=True, help="The page of the built-in passes, from their docstrings.")
 @common
-def passes_command(as_json: bool) -> None:
+def passes_command(markdown: bool, as_json: bool) -> None:
     """List the installed passes and their options."""
     from fxexport.report.pass_list import installed_passes, pass_parts
+    from fxexport.report.pass_page import pass_page
 
+    if markdown and as_json:
+        raise click.UsageError("--markdown and --json are two forms of the answer: give one of them")
     found = installed_passes()
+    if markdown:
+        click.echo(pass_page([each for each in found if each.builtin]), nl=False)
+        return
     print_result({"passes": [each.to_json() for each in found]}, pass_parts(found), as_json)
 
 

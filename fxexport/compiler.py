@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +11,18 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxexport.artifact import Artifact
+from fxexport.assumptions import split
 from fxexport.capture.private_copy import preserved_process_state
-from fxexport.compiling import Options, Progress, Source, capture_job, publish_one
+from fxexport.compiling import Options, Progress, Source, capture_job, publish_one, refuse_unknown_inputs
 from fxexport.destination import preflight
 from fxexport.errors import InputError
 from fxexport.exportable import has_hooks
 from fxexport.exportable.entry import register
+from fxexport.exportable.inserting import as_layers
+from fxexport.exportable.replacement_registry import Replacements
 from fxexport.lowering import FORMATS, TranslationTable, check_opset, format_of, refuse_options
 from fxexport.pipeline import Pipeline
+from fxexport.precision import requested_precision
 from fxexport.rewrite import PassSpec
 from fxexport.rewrite.ordering import moves, ordered
 from fxexport.rewrite.registry import requested
@@ -49,7 +53,10 @@ def compile(
     allow_random: bool = False,
     allow_nan: bool = False,
     training: bool = False,
-    assume: str | Mapping[str, bool] | None = None,
+    assume: str | Mapping[str, bool | str] | None = None,
+    keep_inputs: bool = False,
+    precision: Literal["fp16", "bf16", "int8-dynamic"] | None = None,
+    keep_fp32: Sequence[str] = (),
     state: Literal["frozen", "explicit"] = "frozen",
     external_data: bool | None = None,
     custom_translation_table: TranslationTable | None = None,
@@ -59,7 +66,8 @@ def compile(
     exact_prepare: bool = False,
     export_config: Mapping[str, Any] | None = None,
     prepare: Mapping[str, Any] | None = None,
-    replacements: Mapping[str, Callable[[nn.Module], nn.Module]] | None = None,
+    replacements: Replacements | None = None,
+    normalize_inputs: Mapping[str, str | nn.Module] | None = None,
     subnets: Sequence[str] | None = None,
     driver: Driver | Sequence[Driver] | None = None,
     recording: Recording | None = None,
@@ -103,8 +111,15 @@ def compile(
         allow_random: accept outputs that differ from run to run in eager; only shape and dtype are then checked.
         allow_nan: accept NaN in the eager outputs; positions must match.
         assume: what you guarantee of decisions that forward takes on data, where both sides shall not or cannot be in the
-            artifact: ``"as in the examples"``, or the side for a line: ``{"net.py:41": True}``. It is told in report and
-            artifact.
+            artifact: ``"as in the examples"``, or the side for a line: ``{"net.py:41": True}``. Or of the values of an
+            input: ``{"length": "full"}`` (as long as the padded tensor), ``{"attention_mask": "ones"}``, ``"zeros"``: masks
+            that become trivial are taken out (see docs/masks.md). It is told in report and artifact.
+        keep_inputs: inputs that nothing reads any more by such an assumption stay inputs of the artifact.
+        precision: compute with fewer bits: weights and activations of float16 or bfloat16, or integer products in ONNX.
+            Inputs and outputs stay float32; what the ranges on the examples forbid stays float32 too (see
+            docs/precision.md). The file is compared with the float32 model, by ``rtol`` and ``atol`` or the precision's
+            documented default.
+        keep_fp32: modules that stay in float32, by their paths: ``("decoder.norm", "head")``.
         training: only False; an artifact computes inference.
         state: buffers that forward updates (caches, counters). ``"frozen"``: every call starts from the values the model
             has now, and updates are not kept; ``"explicit"``: they are inputs ``input_<buffer>`` and outputs
@@ -119,13 +134,17 @@ def compile(
         export_config: given to the model's ``set_export_config``, on the private copy.
         prepare: further keyword arguments for the ``_prepare_for_export`` hooks.
         replacements: ``{"ClassName": factory}``: modules of that class become ``factory(module)``, on the private copy.
+            ``"default"`` in place of a factory, or of the dict: the registered one (``fxexport.register_replacement``).
+        normalize_inputs: ``{"image": "minmax"}``: that parameter of ``forward`` is normalized inside the artifact, which
+            takes raw data; a kind of ``InputNormalization``, or a module. The file is compared with the model after the same
+            normalization in PyTorch.
         subnets: names of the parts to export, or paths of submodules (``"model.encoder"``); default: those of the
             model's ``list_export_subnets``, or of ``recording``.
         driver: runs the model the way it is used (``driver(model, *example_inputs, **kwargs)``, a decode loop for
             instance), or a list of those: what really flows between the subnets is recorded from it.
         recording: such a recording, made by ``fxexport.record``.
         pipeline_file: name of the file that describes how the subnets are wired.
-        do_constant_folding: False keeps operators over constants in the ONNX file.
+        do_constant_folding: False keeps operators over weights and constants in the file (no pass ``fold-constants``).
         export_modules_as_functions: True, or a set of classes: modules that become ONNX functions, repeated blocks once.
         keep_initializers_as_inputs: True lists the weights of the ONNX file as inputs too.
         check_trace: a list of further example inputs to prove the artifact on.
@@ -162,8 +181,19 @@ def compile(
             _one_of(rtol=rtol, check_tolerance=check_tolerance),
             _one_of(atol=atol, check_tolerance=check_tolerance),
         )
+    sides, inputs_assumed = split(assume)
     destination = preflight(path, tuple(FORMATS), mkdir=mkdir)
     kind = format_of(destination)
+    wanted = requested_precision(
+        precision,
+        kind,
+        keep_initializers_as_inputs=keep_initializers_as_inputs,
+        export_modules_as_functions=export_modules_as_functions,
+    )
+    if keep_fp32 and wanted is None:
+        raise InputError("keep_fp32 names modules to leave out of a lower precision: give precision, too")
+    if isinstance(keep_fp32, str):
+        raise InputError(f"keep_fp32 is a sequence of module paths: ({keep_fp32!r},)")
     if kind != "onnx" and opset_version is not None:
         raise InputError(f"opset_version is for .onnx files; {destination.name} is {kind}")
     if kind != "onnx":
@@ -174,8 +204,14 @@ def compile(
             export_modules_as_functions=export_modules_as_functions,
         )
     given = requested(passes)
+    folds = do_constant_folding and not keep_initializers_as_inputs  # else each weight stays, for callers to replace
     fitting = [each for each in ordered(given) if not each.formats or kind in each.formats]
+    unasked = "keep_initializers_as_inputs=True" if do_constant_folding else "do_constant_folding=False"
+    unfolded = [each for each in fitting if each.name == "fold-constants" and not folds]
+    fitting = [each for each in fitting if each not in unfolded]
     left_out = [each for each in given if each.formats and kind not in each.formats and passes != "default"]
+    if inputs_assumed and not any(each.name == "disable-masks" for each in fitting):
+        raise InputError(f"assume says something of {', '.join(inputs_assumed)}: passes must include disable-masks")
     lowering: dict[str, Any] = {
         "external_data": external_data,
         "custom_translation_table": custom_translation_table,
@@ -197,7 +233,7 @@ def compile(
             "allow_random": allow_random,
             "allow_nan": allow_nan,
             "state": state,
-            "assume": assume,
+            "assume": sides,
             "complex_pairs": kind == "onnx",
         },
         lowering=lowering,
@@ -208,11 +244,24 @@ def compile(
         timeout=timeout,
         lock_timeout=lock_timeout,
         exact_prepare=exact_prepare,
-        notes=[*moves(given), *(f"pass {each.name} is for {', '.join(each.formats)}: left out" for each in left_out)],
+        assume=inputs_assumed,
+        keep_inputs=keep_inputs,
+        precision=wanted,
+        keep_fp32=tuple(keep_fp32),
+        notes=[
+            *moves(given),
+            *(f"pass {each.name} is for {', '.join(each.formats)}: left out" for each in left_out),
+            *(f"pass {each.name} was left out, as {unasked} asks" for each in unfolded),
+        ],
         say=progress or (_print_stage if verbose else lambda stage, detail: None),
     )
     further = _further_examples(check_trace)
-    hooks = (export_config, prepare, replacements, subnets, driver, recording)
+    hooks = (export_config, prepare, replacements, normalize_inputs, subnets, driver, recording)
+    layers = as_layers(normalize_inputs or {})
+    if layers and not isinstance(model, nn.Module):
+        raise InputError(
+            f"normalize_inputs needs an nn.Module; a {type(model).__name__} has no forward to put it in front of"
+        )
     process = ArtifactProcess(kind, timeout=timeout)
     with preserved_process_state(), process:
         if isinstance(model, nn.Module) and (has_hooks(model) or any(hook is not None for hook in hooks)):
@@ -240,11 +289,13 @@ def compile(
                 pipeline_file=pipeline_file,
                 mkdir=mkdir,
                 documented=input_example is not None,
+                normalize=layers,
             )
             return compile_subnets(model, destination, request, options, process)
         if isinstance(model, nn.Module) and input_example is not None:
             example_inputs, kwargs = read_given(model, example_inputs, kwargs, documented=True)
         job = capture_job(Source("self", model, example_inputs, kwargs, further=further), destination, options)
+        refuse_unknown_inputs([job])
         return publish_one(job, process)
 
 

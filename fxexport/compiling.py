@@ -7,7 +7,7 @@ import platform
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +16,25 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxexport.artifact import Artifact
-from fxexport.blame import History
+from fxexport.assuming import assume, meeting, without_unread
+from fxexport.assumptions import check_names
+from fxexport.blame import Blame, History
 from fxexport.capture import Captured, Reference, bind_example, capture_model
 from fxexport.capture.interface import Interface
 from fxexport.doctor import diagnose_failure
 from fxexport.errors import CaptureError, InputError, ValidationError
 from fxexport.lowering import Format, lower
+from fxexport.precision import Precision, apply_precision, refuse_unknown_modules, unsupported
 from fxexport.program import Program
 from fxexport.publishing import publication
 from fxexport.rejection import Rejected, find_culprit, reject
 from fxexport.report import Report
+from fxexport.report.interface import interface_notes
 from fxexport.rewrite import Pass, PassManager
-from fxexport.validation import ArtifactProcess, validate
+from fxexport.validation import ArtifactProcess, Tolerance, ValidationReport, validate
 from fxexport.validation.hook_effects import hook_effects
 from fxexport.validation.numbers import Scales, judge_on
+from fxexport.validation.rounded import run_rounded
 from fxexport.validation.sweep import Point, example_sizes
 
 PACKAGES = ("fxexport", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -43,6 +48,8 @@ class Options:
     Attributes:
         capture: the arguments of ``capture_model`` besides model and example.
         lowering: the arguments of ``lower`` besides program, path, metadata and opset.
+        assume: input -> what is guaranteed of its values. ``keep_inputs``: inputs that go unread by that stay.
+        precision: what it computes in, None for the model's own dtypes. ``keep_fp32``: modules that stay in float32.
     """
 
     format: Format
@@ -57,8 +64,17 @@ class Options:
     timeout: float = 600.0
     lock_timeout: float = 3600.0
     exact_prepare: bool = False
+    assume: Mapping[str, str] = field(default_factory=dict)
+    keep_inputs: bool = False
+    precision: Precision | None = None
+    keep_fp32: Sequence[str] = ()
     notes: Sequence[str] = ()
     say: Progress = lambda stage, detail: None
+
+    @property
+    def usual(self) -> Tolerance | None:
+        """The default tolerance, where it is not that of the outputs' dtypes."""
+        return usual_tolerance(self.precision)
 
 
 @dataclass
@@ -70,6 +86,7 @@ class Source:
         original: the module as it was before its hooks prepared it, where they did.
         interface: what typed hooks and recorded calls say of inputs and outputs.
         config: the model's export config, which passes can read.
+        given: whether the example is the caller's own, not that of a hook or of a recorded run.
         further: label, example and keyword arguments of more examples to check.
     """
 
@@ -79,6 +96,7 @@ class Source:
     kwargs: Mapping[str, Any] | None = None
     original: nn.Module | None = None
     interface: Interface | None = None
+    given: bool = True
     further: Sequence[tuple[str, Any, Mapping[str, Any] | None]] = ()
     notes: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -104,7 +122,12 @@ class Job:
     @property
     def scales(self) -> Scales:
         """How its outputs are weighed."""
-        return Scales(self.options.rtol, self.options.atol, self.captured.unstable)
+        return Scales(self.options.rtol, self.options.atol, self.captured.unstable, self.options.usual)
+
+
+def usual_tolerance(precision: Precision | None) -> Tolerance | None:
+    """The default tolerance of an artifact in ``precision``."""
+    return Tolerance(precision.rtol, precision.atol, scaled=True) if precision else None
 
 
 def capture_job(source: Source, destination: Path, options: Options, *, drop_unread: bool = False) -> Job:
@@ -115,17 +138,18 @@ def capture_job(source: Source, destination: Path, options: Options, *, drop_unr
         captured = _capture(source, options)
     captured.program.notes[:0] = source.notes
     captured.program.config = source.config
+    assume(captured, options.assume, given=source.given)
     _warn_training(captured)
-    further = [_further(captured, *entry) for entry in source.further]
+    further = [meeting(_further(captured, *entry), captured) for entry in source.further]
     options.say("passes", ", ".join(map(str, options.pipeline)) or "none")
     scales = Scales(options.rtol, options.atol, captured.unstable) if options.check == "each" else None
     history = _rewrite(captured, options, report, scales)
-    program = captured.program.without_unread_inputs() if drop_unread else captured.program
+    if options.precision is not None:
+        history, options = _lower_precision(captured, options, options.precision, report, further, history)
+    program = without_unread(captured.program, every=drop_unread, keep=options.keep_inputs)
     report.signature = program.signature
     report.notes += options.notes
-    report.notes += [
-        f"nothing reads the input {spec.name!r}: it is no input of the artifact" for spec in program.signature.unread
-    ]
+    report.notes += interface_notes(program)
     job = Job(source, report, options, captured, program, history, further)
     if source.original is not None:
         _weigh_hooks(job, source.original)
@@ -197,7 +221,36 @@ def _rewrite(captured: Captured, options: Options, report: Report, scales: Scale
             f"after each pass only shape and dtype of {', '.join(sorted(scales.unstable))} were compared"
         )
     report.versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    return History(original, options.pipeline, report.passes)
+    return History(original, manager.ran, report.passes)
+
+
+def _lower_precision(
+    captured: Captured,
+    options: Options,
+    precision: Precision,
+    report: Report,
+    further: Sequence[Point],
+    history: History,
+) -> tuple[History, Options]:
+    """The program of ``captured`` in ``precision``: the history goes on with that rewrite, and so may the lowering."""
+    options.say("precision", precision.name)
+    examples = [captured.examples, *(point.inputs for point in further)]
+    with report.stage("precision"):
+        applied = apply_precision(
+            captured.program,
+            precision,
+            examples,
+            options.keep_fp32,
+            to_onnx=options.format == "onnx",
+            rtol=options.rtol,
+            atol=options.atol,
+        )
+    captured.program, report.precision = applied.program, applied.record
+    report.nodes = (report.nodes[0], captured.program.node_count())
+    if applied.pass_ is not None and applied.entry is not None:
+        report.passes = [*report.passes, applied.entry]
+        history = History(history.captured, [*history.passes, applied.pass_], report.passes)
+    return history, replace(options, lowering={**options.lowering, "after": applied.after})
 
 
 def _warn_training(captured: Captured) -> None:
@@ -242,6 +295,14 @@ def lower_job(job: Job, staged: Path) -> None:
             function_records=report.functions,
             **options.lowering,
         )
+    if report.precision is not None:
+        job.metadata["precision"] = report.precision.to_json()  # with what the lowering counted
+
+
+def refuse_unknown_inputs(jobs: Sequence[Job]) -> None:
+    """Raises InputError for an assumption about an input, or a module to keep in float32, that no program has."""
+    check_names(jobs[0].options.assume, [job.captured.program.signature for job in jobs])
+    refuse_unknown_modules(jobs[0].options.keep_fp32, [job.history.captured for job in jobs])
 
 
 def refuse_missing_functions(jobs: Sequence[Job]) -> None:
@@ -250,6 +311,19 @@ def refuse_missing_functions(jobs: Sequence[Job]) -> None:
     for name, note in missing[0].items():
         if all(name in other for other in missing):
             raise InputError(f"export_modules_as_functions: {name}: {note}")
+
+
+def refuse_idle_precision(jobs: Sequence[Job]) -> None:
+    """Raises InputError where no program has an operator that computes with fewer bits; of several, one may have none."""
+    idle = [job.report for job in jobs if job.report.precision is not None and not job.report.precision.lowered]
+    if len(idle) == len(jobs):
+        name = jobs[0].options.precision.name if jobs[0].options.precision else ""
+        raise InputError(
+            f"precision={name!r} changes nothing: no operator that may have fewer bits computes with float32 numbers (int8 "
+            "is for products by weights, not for convolutions); leave precision out, or keep fewer modules in float32"
+        )
+    for report in idle:
+        report.notes.append("nothing in it may have fewer bits: it computes in float32")
 
 
 def validate_job(job: Job, process: ArtifactProcess, staged: Path, staging: Rejected) -> None:
@@ -266,19 +340,35 @@ def validate_job(job: Job, process: ArtifactProcess, staged: Path, staging: Reje
             unstable=job.captured.unstable,
             rtol=options.rtol,
             atol=options.atol,
+            usual=options.usual,
             further=job.further,
             decisions=job.program.decisions,
+            assumptions=job.program.assumptions,
             progress=lambda point: options.say("validation", _named(job.source, point)),
         )
+        if report.validation.passed and options.format == "onnx" and options.precision and options.precision.dtype:
+            _add_rounded(job, report.validation)
     report.notes += report.validation.limits
     if report.validation.passed:
         return
     options.say("blame", f"{job.history.steps} rewrites")
     with report.stage("blame"):
-        lowering = {"metadata": job.metadata, "opset_version": options.opset, **options.lowering}
-        blame = find_culprit(job.history, job.captured, report, job.scales, staging, options.timeout, lowering)
+        blame: Blame | str = unsupported(staged, options.precision, report.validation.points[0].reason)
+        if not blame and (options.precision is None or options.precision.dtype is not None):  # int8 is no rewrite
+            lowering = {"metadata": job.metadata, "opset_version": options.opset, **options.lowering}
+            blame = find_culprit(job.history, job.captured, report, job.scales, staging, options.timeout, lowering)
     names = [spec.name for spec in job.captured.program.signature.inputs]
     raise reject(staging, report, report.validation, blame, names)
+
+
+def _add_rounded(job: Job, validation: ValidationReport) -> None:
+    """The examples once more, each operator rounded: onnxruntime's CPU provider skips roundings to float16."""
+    captured = job.captured
+    sizes = example_sizes(captured.program.signature, captured.examples)
+    examples = [Point("example", sizes, tuple(captured.examples)), *job.further]
+    rounded, why_not = run_rounded(captured.program, captured.reference, examples, job.scales)
+    validation.points += rounded
+    validation.limits += filter(None, [why_not])
 
 
 def publish_one(job: Job, process: ArtifactProcess, finish: Callable[[], None] = lambda: None) -> Artifact:
@@ -287,6 +377,7 @@ def publish_one(job: Job, process: ArtifactProcess, finish: Callable[[], None] =
     with publication(report.path, lock_timeout=options.lock_timeout) as staging:
         lower_job(job, staging.main)
         refuse_missing_functions([job])
+        refuse_idle_precision([job])
         validate_job(job, process, staging.main, staging)
         finish()
         options.say("publishing", str(report.path))
@@ -306,8 +397,10 @@ def _metadata(job: Job) -> dict[str, Any]:
         **subnet,
         "signature": job.program.signature.to_json(),
         **({"decisions": [d.to_json() for d in job.program.decisions]} if job.program.decisions else {}),
+        **({"assumptions": [a.to_json() for a in job.program.assumptions]} if job.program.assumptions else {}),
+        **({"precision": report.precision.to_json()} if report.precision else {}),
         "passes": [{"name": r.name, "count": r.count} for r in report.passes if not r.error],
-        "notes": [re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", note) for note in report.notes],
+        "notes": [re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", note) for note in dict.fromkeys(report.notes)],
         "versions": report.versions,
     }
 

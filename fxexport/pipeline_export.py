@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fxexport.compiling import PACKAGES, Job, lower_job, refuse_missing_functions, validate_job
+from fxexport.compiling import PACKAGES, Job, lower_job, refuse_idle_precision, refuse_missing_functions, validate_job
 from fxexport.errors import ExportError, InputError, ValidationError
 from fxexport.lowering.shared_weights import share_weights
 from fxexport.pipeline import Pipeline
@@ -61,6 +61,7 @@ def publish_pipeline(
             with of_subnet(job.source.name):
                 lower_job(job, staged[job.source.name])
         refuse_missing_functions(jobs)
+        refuse_idle_precision(jobs)
         report = PipelineReport(main, {job.source.name: job.report for job in jobs}, notes=notes)
         if options.format == "onnx":
             report.shared = share_weights(list(staged.values()), staging.main).bytes_saved
@@ -162,7 +163,7 @@ def _check(
         return {name: to_torch(value) for name, value in pipeline.run(part, **inputs).items()}
 
     options = jobs[0].options
-    scales = Scales(options.rtol, options.atol)
+    scales = Scales(options.rtol, options.atol, usual=options.usual)
     unstable = {job.source.name: job.captured.unstable for job in jobs}
     report = ValidationReport()
     for recording in recordings:

@@ -7,17 +7,15 @@ parameter, buffer and constant is a placeholder. Tensors are shared with the cap
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._ops import OpOverloadPacket
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.export import ExportedProgram
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
@@ -25,31 +23,38 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from fxexport.control_flow import (
     SubGraph,
-    append_placeholder,
     check_call,
     control_flow,
     erase_dead,
-    graphs_of,
     nested_graphs,
-    operands_of,
     read_attribute,
 )
 from fxexport.decisions import Decision
 from fxexport.errors import VerifyError
 from fxexport.graph_copy import copy_graph, copy_root
+from fxexport.input_assumption import InputAssumption
+from fxexport.node_values import (
+    Watch,
+    Watched,
+    check_same_value,
+    fake_mode_of,
+    module_path,
+    resolve_overload,
+    same_size,
+    source_line,
+)
+from fxexport.program_parts import ProgramParts
 from fxexport.signature import Signature
 from fxexport.value_cache import ValueCache
 
-_NOT_USER_CODE = tuple(os.path.dirname(file) + os.sep for file in (str(torch.__file__), __file__))
 CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
-class Program:
+class Program(ProgramParts):
     """A captured model, ready to be rewritten.
 
     Attributes:
@@ -59,6 +64,7 @@ class Program:
         notes: what capture assumed, fixed or dropped, in plain words; printed in every report.
         decisions: what became of the Python decisions on tensor values that the model takes.
         config: the model's export config (``get_export_config``), for passes that act on it; {} for most models.
+        assumptions: what the user guarantees of the values of inputs.
         made: the nodes that ``insert`` and ``add_constant`` made in this copy of the program, in order.
     """
 
@@ -69,6 +75,7 @@ class Program:
         self.notes = list(notes)
         self.decisions: tuple[Decision, ...] = ()
         self.config: Mapping[str, Any] = {}
+        self.assumptions: tuple[InputAssumption, ...] = ()
         self.made: list[fx.Node] = []
         self._input_specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
         self._output_specs = list(exported.graph_signature.output_specs)
@@ -81,7 +88,7 @@ class Program:
             for node in graph.nodes:
                 if node.op == "call_function":
                     node.meta.setdefault("val", None)  # assertions return nothing
-        self._values = ValueCache(_fake_mode_of(self.graph))
+        self._values = ValueCache(fake_mode_of(self.graph))
         self._first_input: fx.Node | None = None
         self._taken: dict[str, int] = {}  # names of constants -> number last appended to make another of it
 
@@ -223,7 +230,7 @@ class Program:
         Raises VerifyError when the operator refuses the shapes or dtypes of its arguments.
         """
         if isinstance(target, OpOverloadPacket):
-            target = _resolve_overload(target, args, kwargs or {})
+            target = resolve_overload(target, args, kwargs or {})
         graph = before.graph  # that of a branch, where ``before`` is in one
         with graph.inserting_before(before):
             node = graph.call_function(target, args, kwargs or {})
@@ -296,71 +303,19 @@ class Program:
         """
         return self._values.value(node)
 
-    def run(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
-        """Runs the graph operator by operator in eager PyTorch on the flat ``inputs``; returns the flat outputs."""
+    def run(self, *inputs: torch.Tensor, watch: Watch | None = None) -> tuple[Any, ...]:
+        """Runs the graph operator by operator in eager PyTorch on the flat ``inputs``; returns the flat outputs.
+
+        ``watch(node, args, kwargs, result)`` is called after each call of the graph, not for those inside of branches.
+        """
         feed = iter(inputs)
         args = []
         for node in self._placeholders():
             value = self.constant_value(node)
             args.append(next(feed) if value is None else value)
         with torch.no_grad():
-            result: tuple[Any, ...] = fx.Interpreter(self._root, graph=self.graph).run(*args)
+            result: tuple[Any, ...] = Watched(self._root, self.graph, watch).run(*args)
         return result
-
-    # ---------------------------------------------------------------- branches and loops
-
-    def parts(self) -> Iterator[Program]:
-        """This program, then each graph inside of it as :meth:`inside` gives it; edit one before the next is asked for."""
-        yield self
-        for call in control_flow(self.graph):
-            for which in (0, 1):
-                with self.inside(call, which) as part:
-                    yield from part.parts()
-
-    @contextmanager
-    def inside(self, call: fx.Node, which: int) -> Iterator[Program]:
-        """One of the two graphs of a ``cond`` or ``while_loop``, to be edited as a program of its own in the block.
-
-        Its inputs are the operands that are no constants. Constants that are added there are constants of this program,
-        handed down as operands. Raises VerifyError where the block removed an input or a result.
-        """
-        module = graphs_of(self._root, call)[which]
-        self._list_names()
-        part = copy.copy(self)
-        part.graph, part._root, part._first_input, part.made = module.graph, module, None, []
-        places = module.graph.find_nodes(op="placeholder")
-        part._input_specs = {
-            place.name: self._spec_inside(place, operand)
-            for place, operand in zip(places, operands_of(call), strict=True)
-        }
-        results = len(part.output_nodes)
-        part.signature = replace(self.signature, inputs=(), outputs=(), unread=())
-        yield part
-        known = set(places)
-        if not known <= set(part._placeholders()) or len(part.output_nodes) != results:
-            raise VerifyError(f"inputs or results of a graph inside of {call.name} were removed; they stay as they are")
-        for place in [place for place in part._placeholders() if place not in known]:
-            self._hand_down(call, which, place, str(part._input_specs[place.name].target))
-        module.recompile()
-
-    def _spec_inside(self, place: fx.Node, operand: Any) -> InputSpec:
-        argument = TensorArgument(place.name)
-        if not self.is_constant(operand):
-            return InputSpec(InputKind.USER_INPUT, argument, None)
-        outer = self._input_specs[operand.name]
-        return InputSpec(outer.kind, argument, outer.target, outer.persistent)
-
-    def _hand_down(self, call: fx.Node, which: int, place: fx.Node, target: str) -> None:
-        """``place``, made inside of ``call`` for a constant, becomes the last placeholder there, and an operand."""
-        graph = place.graph
-        last = graph.find_nodes(op="placeholder")[-1]
-        if last is not place:
-            last.append(place)
-        group: list[Any] = list(call.args)
-        constant = self._constant_placeholder(target)
-        group[3] = (*group[3], constant)
-        call.args = tuple(group)
-        append_placeholder(graphs_of(self._root, call)[1 - which].graph, constant)
 
     # ---------------------------------------------------------------- whole programs
 
@@ -379,13 +334,17 @@ class Program:
         twin._constants = dict(self._constants)
         return twin
 
-    def without_unread_inputs(self) -> Program:
-        """A clone whose inputs are those that something reads; ``signature.unread`` lists the others."""
-        unread = [not node.users for node in self.input_nodes]
+    def without_unread_inputs(self, names: Collection[str] | None = None) -> Program:
+        """A clone whose inputs are those that something reads; ``signature.unread`` lists the others.
+
+        With ``names`` only inputs among those are left out.
+        """
+        nodes = zip(self.signature.inputs, self.input_nodes, strict=True)
+        unread = [not node.users and (names is None or spec.name in names) for spec, node in nodes]
         twin = self.clone()
         if not any(unread) or all(unread):
             return twin
-        for node in [node for node in twin.input_nodes if not node.users]:
+        for node in [node for node, left_out in zip(twin.input_nodes, unread, strict=True) if left_out]:
             twin._input_specs.pop(node.name)
             twin.graph.erase_node(node)
         pairs = list(zip(self.signature.inputs, unread, strict=True))
@@ -453,10 +412,22 @@ class Program:
             graph_signature=ExportGraphSignature(input_specs=inputs, output_specs=outputs),
             state_dict={k: v for k, v in self._state.items() if k in live},
             range_constraints=self._ranges(),
-            module_call_graph=self._module_call_graph,
+            module_call_graph=self._calls(),
             constants={k: v for k, v in self._constants.items() if k in live},
             verifiers=self._verifiers,
         )
+
+    def _calls(self) -> list[ModuleCallEntry]:
+        """How the model was called, with the outputs of now: a rewrite may have put another node in the place of one."""
+        whole, *rest = self._module_call_graph
+        nodes = self.output_nodes
+        if whole.signature is None or len(whole.signature.outputs) != len(nodes):
+            return list(self._module_call_graph)
+        outputs = [
+            replace(given, name=node.name) if isinstance(given, TensorArgument) else given
+            for given, node in zip(whole.signature.outputs, nodes, strict=True)
+        ]
+        return [replace(whole, signature=replace(whole.signature, outputs=outputs)), *rest]
 
     def _ranges(self) -> dict[Any, Any]:
         """Symbolic size -> its range; a branch that was built after capture has unknown sizes of its own."""
@@ -474,57 +445,4 @@ class Program:
         return "\n".join([head, *(f"  note: {note}" for note in self.notes), *graphs])
 
 
-def module_path(node: fx.Node) -> str:
-    """The qualified name of the user's module that made ``node``: ``"encoder.layer.0.attention"``; '' for the root."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def source_line(node: fx.Node) -> str:
-    """``file:line`` of the innermost line of user code that made ``node``, or '' where none was recorded."""
-    frames = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    places = [line.split('"')[1] + ":" + line.split("line ")[1].split(",")[0] for line in frames if line[:5] == "File "]
-    places = [place for place in places if not place.startswith("<")]  # code that was generated while tracing
-    own = [place for place in places if not place.startswith(_NOT_USER_CODE)]
-    return (own or places or [""])[-1]
-
-
-def check_same_value(old: fx.Node, new: fx.Node) -> None:
-    """Raises VerifyError unless the tensors of two nodes agree in dtype and (symbolic) shape."""
-    a, b = old.meta.get("val"), new.meta.get("val")
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return
-    if a is b:
-        return
-    if a.dtype != b.dtype or a.dim() != b.dim() or not all(map(same_size, a.shape, b.shape)):
-        raise VerifyError(
-            f"{new.name} {b.dtype}{tuple(b.shape)} cannot stand for {old.name} {a.dtype}{tuple(a.shape)}"
-            f" made at {source_line(old) or 'an unknown line'}"
-        )
-
-
-def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Whether two sizes are known to be equal, without assuming anything about the symbolic ones."""
-    if type(a) is int and type(b) is int:
-        return a == b
-    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and a.node.expr == b.node.expr:
-        return True
-    return statically_known_true(a == b)
-
-
-def _resolve_overload(packet: OpOverloadPacket, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-    values, named = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    try:
-        name = torch._C._jit_resolve_packet(packet._qualified_op_name, *values, **named)
-    except RuntimeError as error:
-        raise VerifyError(f"no overload of {packet} accepts its arguments: {error}") from error
-    overload: Callable[..., Any] = getattr(packet, name)
-    return overload
-
-
-def _fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    return FakeTensorMode()
+__all__ = ["CONSTANT_KINDS", "Program", "check_same_value", "module_path", "same_size", "source_line"]

@@ -85,7 +85,7 @@ def reject(
 
 def _hints(report: Report, validation: ValidationReport) -> list[str]:
     """Ways out that the failing points suggest."""
-    hints = []
+    hints = [report.precision.ways_out] if report.precision and any(p.outputs for p in validation.failures) else []
     if any(point.label.endswith("=1") and 1 in point.sizes.values() for point in validation.failures):
         hints.append("Where size 1 is not needed, declare the dimension with torch.export.Dim(name, min=2).")
     for guard in report.signature.guards if report.signature else ():

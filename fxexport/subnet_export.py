@@ -11,14 +11,16 @@ from typing import Any
 from torch import nn
 
 from fxexport.artifact import Artifact
+from fxexport.assuming import RECORDED, meets
 from fxexport.capture import Captured, bind_example, capture_model
 from fxexport.capture.interface import Interface
 from fxexport.capture.private_copy import preserved_process_state, unwrap
-from fxexport.compiling import Job, Options, Source, capture_job, publish_one
+from fxexport.compiling import Job, Options, Source, capture_job, publish_one, refuse_unknown_inputs
 from fxexport.destination import preflight
 from fxexport.errors import InputError
 from fxexport.exportable import ExportRequest, Part, list_subnets, prepared_part, prepared_whole, subnet_files
 from fxexport.exportable.copying import copy_for_hooks
+from fxexport.exportable.replacement_registry import chosen_replacements
 from fxexport.exportable.subnet_names import subnet_of
 from fxexport.lowering import FORMATS
 from fxexport.pipeline import Pipeline
@@ -51,6 +53,12 @@ def compile_subnets(
     recording = recorded.recording
     notes += [*copying, *recorded.notes]
     alone = len(names) == 1 and recording is None
+    if request.normalize and not alone:
+        raise InputError(
+            f"normalize_inputs is for a model that becomes one file; this one becomes a pipeline of {', '.join(names)}: "
+            "call fxexport.replace_for_export(self, kind, inputs=(...)) in the _prepare_for_export of the part that takes "
+            "the raw data"
+        )
     with ExitStack() as stack:
         jobs = []
         for name in names:
@@ -61,6 +69,7 @@ def compile_subnets(
                 if name == names[0]:
                     source.further = [*source.further, *request.further]
                 jobs.append(capture_job(source, files[name], given[name], drop_unread=True))
+        refuse_unknown_inputs(jobs)
         if alone:
             return publish_one(jobs[0], process, stack.close)
         return publish_pipeline(
@@ -166,6 +175,9 @@ def _replays(
     the files compute.
     """
     assert recording is not None
+    if assumed := [job for job in jobs if job.program.assumptions]:
+        yield from _replays_as_assumed(assumed, recording, notes)
+        return
     changed = ", ".join(job.source.name for job in jobs if job.changed)
     if not changed:
         yield recording
@@ -184,6 +196,18 @@ def _replays(
                 yield from _other_sizes(ready, names, wiring, replace(request, config={}), notes)
                 return
     notes.append(f"the hooks of {changed} change numbers, and the parts were not proved together: {reason}")
+
+
+def _replays_as_assumed(assumed: Sequence[Job], recording: Recording, notes: list[str]) -> Iterator[Recording]:
+    """The recorded run where it meets what ``assumed`` jobs assume of inputs, and hooks changed no numbers."""
+    broken = [job.source.name for job in assumed if not meets(job.captured)]
+    changed = [job.source.name for job in assumed if job.changed]
+    if broken or changed:
+        why = "the recorded run does not meet what is assumed of inputs of" if broken else "hooks change numbers of"
+        notes.append(f"{why} {', '.join(broken or changed)}: the parts were proved alone, not together")
+        return
+    yield recording
+    notes.append("under what is assumed of inputs the parts were proved together at the recorded sizes only")
 
 
 def _other_sizes(
@@ -216,7 +240,8 @@ def _enter(
         format=options.format,
         prepare=request.prepare,
         config=request.config,
-        replacements=request.replacements,
+        replacements=chosen_replacements(whole, request.replacements),
+        normalize=request.normalize,
     )
     if example is None:
         return stack.enter_context(prepared_part(whole, name, export)), None, []
@@ -248,7 +273,7 @@ def _source(part: Part, used: Example | None, recorded: Recorded, notes: Sequenc
     further: list[tuple[str, Any, Mapping[str, Any] | None]] = []
     if seen and recording is not None:
         calls = recording.further_examples(part.name)
-        further = [(f"recorded call {number}", args, kwargs) for number, (args, kwargs) in enumerate(calls, 1)]
+        further = [(f"{RECORDED} {number}", args, kwargs) for number, (args, kwargs) in enumerate(calls, 1)]
     return Source(
         part.name,
         part.module,
@@ -256,6 +281,7 @@ def _source(part: Part, used: Example | None, recorded: Recorded, notes: Sequenc
         part.kwargs,
         original=part.original,
         interface=interface,
+        given=used is not None and used.source == "given",
         further=further,
         notes=notes,
         config=part.config,

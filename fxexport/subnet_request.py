@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from fxexport.exportable.replacement_registry import Replacements
 from fxexport.subnets import Driver, Recording
 
 
@@ -23,13 +24,14 @@ class SubnetRequest:
     further: Sequence[tuple[str, Any, None]]
     prepare: Mapping[str, Any]
     config: Mapping[str, Any]
-    replacements: Mapping[str, Callable[[nn.Module], nn.Module]]
+    replacements: Replacements
     driver: Driver | Sequence[Driver] | None
     recording: Recording | None
     subnets: Sequence[str] | None = None
     pipeline_file: str = "pipeline.json"
     mkdir: bool = False
     documented: bool = False
+    normalize: Mapping[str, str | nn.Module] = field(default_factory=dict)
 
 
 ASKED_NOTHING: dict[str, Any] = {

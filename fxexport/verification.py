@@ -8,17 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from fxexport.capture import ExampleCall
 from fxexport.capture.pipeline import reference_for
 from fxexport.capture.private_copy import preserved_process_state
-from fxexport.compiling import Options, Source
+from fxexport.compiling import Options, Source, usual_tolerance
 from fxexport.decisions import Decision
 from fxexport.errors import InputError, ValidationError
 from fxexport.exportable import has_hooks
+from fxexport.exportable.inserting import as_layers
+from fxexport.exportable.replacement_registry import Replacements
+from fxexport.input_assumption import InputAssumption, met
 from fxexport.lowering import format_of
+from fxexport.precision import precision_of
 from fxexport.report.description import Description, describe
 from fxexport.signature import Signature, TensorSpec, dtype_name, show_path
 from fxexport.subnet_export import entered
@@ -39,7 +44,8 @@ def verify(
     allow_nan: bool = False,
     export_config: Mapping[str, Any] | None = None,
     prepare: Mapping[str, Any] | None = None,
-    replacements: Mapping[str, Callable[[nn.Module], nn.Module]] | None = None,
+    replacements: Replacements | None = None,
+    normalize_inputs: Mapping[str, str | nn.Module] | None = None,
     driver: Driver | Sequence[Driver] | None = None,
     timeout: float = 600.0,
     progress: Callable[[str], None] = lambda _: None,
@@ -61,7 +67,7 @@ def verify(
     """
     description = describe(path)
     signature = description.signature
-    given = (export_config, prepare, replacements, driver)
+    given = (export_config, prepare, replacements, normalize_inputs, driver)
     hooked = isinstance(model, nn.Module) and (has_hooks(model) or any(each is not None for each in given))
     request = SubnetRequest(
         example_inputs,
@@ -72,6 +78,7 @@ def verify(
         replacements=replacements or {},
         driver=driver,
         recording=None,
+        normalize=as_layers(normalize_inputs or {}),
     )
     with preserved_process_state(), _source(model, description, request, hooked=hooked) as source:
         judge = partial(
@@ -92,18 +99,31 @@ def verify(
         held = [spec.path for spec in signature.outputs]
         if layout.paths != held:
             raise ValidationError(f"the model returns {layout.paths}, {description.path} holds {held}")
+        assumptions = [InputAssumption.from_json(each) for each in (description.metadata or {}).get("assumptions", ())]
+        examples = reference.call.tensors
+        if assumptions:
+            names = [spec.name for spec in signature.whole_call(reference.call.paths).inputs]
+            examples = list(met(assumptions, names, examples))
+            if not all(map(torch.equal, examples, reference.call.tensors)):
+                if source.given:
+                    raise InputError(
+                        f"the example does not meet what {path} assumes: {'; '.join(map(str, assumptions))}"
+                    )
+                expected = reference.run(examples)
         with ArtifactProcess(description.format, timeout=timeout) as process:
             return validate(
                 process,
                 description.path,
                 reference,
                 signature,
-                reference.call.tensors,
+                examples,
                 expected=expected,
                 unstable=[signature.outputs[i].name for i in unstable],
                 rtol=rtol,
                 atol=atol,
+                usual=usual_tolerance(precision_of(description.metadata)),
                 decisions=[Decision(**each) for each in (description.metadata or {}).get("decisions", ())],
+                assumptions=assumptions,
                 progress=progress,
             )
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
+from fxexport.ops import Layer, Wanted, in_double, layer_behind, read_layer, rounded
 from fxexport.program import Program
 from fxexport.rewrite import NodePass, arguments, first_result
 
 aten = torch.ops.aten
-TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-LAYERS = (aten.linear, aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, *TRANSPOSED)
+MAX_COPIED = 8 * 2**20  # bytes: copies of shared weights may not take the growth that the manager allows a pass
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,14 @@ class FoldBatchnorm(NodePass):
     statistics ``scale = gamma / sqrt(var + eps)`` and ``shift = beta - mean * scale`` per channel (Ioffe & Szegedy
     2015, arXiv:1502.03167, algorithm 2, line 11), so
 
-    - the layer before gets ``W' = scale * W``, ``b' = scale * b + shift``: exact where nothing else reads its output;
+    - the layer before, also behind transposes and reshapes that keep the channels whole, gets ``W' = scale * W``,
+      ``b' = scale * b + shift``: exact where nothing else reads its output;
     - the layer after (``into_next``) gets ``W' = W * scale``, ``b' = b + sum(W * shift)``: exact where nothing else
       reads the normalized value, and the layer pads with no zeros (a padded zero is not shifted) or ``shift`` is 0.
 
     Constants are computed in float64 and rounded once, to the dtype of the weight, unless that would lose them (overflow
     or subnormals in float16). No tensor of the model is written to: each call of a shared layer gets constants of its
-    own. Batchnorm that uses the statistics of the batch, or computed ones, stays.
+    own, as long as those copies are small. Batchnorm that uses the statistics of the batch, or computed ones, stays.
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -50,101 +51,77 @@ class FoldBatchnorm(NodePass):
             return "it normalizes by the statistics of the batch"
         if result is None:
             return "its saved statistics are read"
-        gamma, beta, mean, var = (_double(value, default) for value, default in zip(values, (1, 0, 0, 1), strict=True))
+        gamma, beta, mean, var = (
+            in_double(value, default) for value, default in zip(values, (1, 0, 0, 1), strict=True)
+        )
         scale = gamma / torch.sqrt(var + call["eps"])
-        norm = _Norm(program, call["input"], result, scale, beta - mean * scale)
+        norm = _Norm(program, node, call["input"], result, scale, beta - mean * scale)
         path = program.constant_name(call["running_mean"]).rpartition(".")[0] or "batchnorm"
         new = self._into_previous(norm) or self._into_next(norm) or self._multiply_add(norm, path)
         return new or "its scale is not finite, or too small for its dtype"
 
     def _into_previous(self, norm: _Norm) -> fx.Node | None:
-        layer = _read_layer(norm.program, norm.source) if len(norm.source.users) == 1 else None
-        if layer is None:
+        layer = layer_behind(norm.program, norm.source, 1)
+        if layer is None or not self._may_copy(norm, layer):
             return None
-        bias = norm.shift + norm.scale * layer.bias
-        return self._rebuild(norm, layer, layer.call["input"], 2 if layer.transposed else 1, bias)
+        new = layer.scaled(norm.program, norm.scale, norm.shift, partial(self.constant, norm.program))
+        if new is None or norm.source is layer.node:
+            return new
+        norm.program.replace(layer.node, new)
+        return norm.source
+
+    def _may_copy(self, norm: _Norm, layer: Layer) -> bool:
+        """Whether the weight is the layer's own or, shared, small or normalized the same way everywhere."""
+        others = [user for user in layer.call["weight"].users if user is not layer.node]
+        mine = _constants(norm.program, norm.node)
+        if all(len(user.users) == 1 and _constants(norm.program, next(iter(user.users))) == mine for user in others):
+            return True
+        self.memo["copied"] = self.memo.get("copied", 0) + layer.weight.nbytes
+        return bool(self.memo["copied"] <= MAX_COPIED)
 
     def _into_next(self, norm: _Norm) -> fx.Node | None:
         readers = list(norm.result.users)
-        layer = _read_layer(norm.program, readers[0]) if self.into_next and len(readers) == 1 else None
+        layer = read_layer(norm.program, readers[0]) if self.into_next and len(readers) == 1 else None
         # The borders of a transposed convolution sum fewer taps: a constant input gives no constant.
-        if layer is None or layer.transposed:
+        if layer is None or layer.transposed or layer.axis != 1 or layer.call["input"] is not norm.result:
             return None
         padding, kernel = layer.call.get("padding", "valid"), layer.weight.shape[2:]
         pads = any(size != 1 for size in kernel) if padding == "same" else padding != "valid" and any(padding)
-        if pads and bool(norm.shift.any()):
+        if (pads and bool(norm.shift.any())) or not self._may_copy(norm, layer):
             return None
         bias = layer.times(norm.shift, 2).sum((2, 3)).flatten() + layer.bias
-        if (new := self._rebuild(norm, layer, norm.source, 2, bias)) is not None:
-            norm.program.replace(layer.node, new)
-        return new and norm.source
-
-    def _rebuild(self, norm: _Norm, layer: _Layer, source: fx.Node, axis: int, bias: Tensor) -> fx.Node | None:
-        """``layer`` on ``source``, its weight times the scale along ``axis``; None where rounding loses a constant."""
-        path = norm.program.constant_name(layer.call["weight"]).removesuffix("_folded")
-        weight = (f"{path}_folded", layer.times(norm.scale, axis), (3 - axis, 3), layer.weight.shape)
-        named_bias = (f"{path.removesuffix('weight')}bias_folded", bias, (0,), bias.shape)
-        if (new := self._constants(norm.program, layer.weight, weight, named_bias)) is None:
+        make = partial(self.constant, norm.program)
+        if (new := layer.rebuilt(norm.program, norm.source, norm.scale, 2, bias, make)) is None:
             return None
-        call = {**layer.call, "input": source, "weight": new[0], "bias": new[1]}
-        return norm.program.insert(layer.node.target, tuple(call.values()), before=layer.node)  # type: ignore[arg-type]
+        norm.program.replace(layer.node, new)
+        return norm.source
 
     def _multiply_add(self, norm: _Norm, path: str) -> fx.Node | None:
         """float16 and bfloat16 are computed in float32, as batchnorm itself does."""
         x, value, insert = norm.source, norm.result.meta["val"], partial(norm.program.insert, before=norm.result)
         like = torch.empty(0, dtype=torch.promote_types(value.dtype, torch.float32), device=value.device)
         shape = (norm.scale.numel(), *(1 for _ in value.shape[2:]))
-        scale = (f"{path}.scale", norm.scale[:, None], (1,), shape)
-        if (new := self._constants(norm.program, like, scale, (f"{path}.shift", norm.shift, (0,), shape))) is None:
+        wanted = (
+            Wanted(f"{path}.scale", norm.scale[:, None], (1,), shape),
+            Wanted(f"{path}.shift", norm.shift, (0,), shape),
+        )
+        if (new := rounded(like, wanted, partial(self.constant, norm.program))) is None:
             return None
         if like.dtype != value.dtype:
             x = insert(aten._to_copy.default, (x,), {"dtype": like.dtype})
         x = insert(aten.add.Tensor, (insert(aten.mul.Tensor, (x, new[0])), new[1]))
         return x if like.dtype == value.dtype else insert(aten._to_copy.default, (x,), {"dtype": value.dtype})
 
-    def _constants(self, program: Program, like: Tensor, *wanted: tuple[str, Tensor, Any, Any]) -> list[fx.Node] | None:
-        """Constants (name, value, axes within a channel, shape) rounded to the dtype of ``like``; None where one is lost."""
-        nodes = []
-        for name, exact, dims, shape in wanted:
-            rounded = exact.to(like.dtype)
-            error, size = (t.abs().sum(dims) for t in (rounded.double() - exact, exact))
-            if not bool((error <= torch.finfo(like.dtype).eps * size).all()):
-                return None
-            nodes.append(self.constant(program, name, rounded.to(like.device).reshape(*shape)))
-        return nodes
-
 
 class _Norm(NamedTuple):
     program: Program
+    node: fx.Node
     source: fx.Node
     result: fx.Node  # source * scale + shift along axis 1
     scale: Tensor  # float64 of [channels]
     shift: Tensor
 
 
-class _Layer(NamedTuple):
-    node: fx.Node  # a call with constant weights, the channels of whose output are axis 1
-    call: dict[str, Any]
-    weight: Tensor
-    bias: Tensor  # float64
-    transposed: bool
-
-    def times(self, factor: Tensor, axis: int) -> Tensor:
-        """``W * factor`` along axis 1 or 2 of [groups, rows / group, columns, kernel], in float64 of that shape."""
-        groups, rows = self.call.get("groups", 1), _double(self.weight)[..., None].flatten(2)
-        matrix = rows.reshape(groups, len(rows) // groups, *rows.shape[1:])
-        return matrix * factor.reshape((groups, -1, 1, 1) if axis == 1 else (groups, 1, -1, 1))
-
-
-def _read_layer(program: Program, node: fx.Node) -> _Layer | None:
-    kind = getattr(node.target, "overloadpacket", None)
-    call = arguments(node) if kind in LAYERS else {}
-    weight, bias = program.constant_value(call.get("weight")), program.constant_value(call.get("bias"))
-    # Without a batch axis, or for a linear layer on [batch, time, channels], axis 1 is not the channels.
-    if weight is None or node.meta["val"].dim() != weight.dim() or (call["bias"] is not None and bias is None):
-        return None
-    return _Layer(node, call, weight, _double(bias), kind in TRANSPOSED or call.get("transposed", False))
-
-
-def _double(value: Tensor | None, default: float = 0.0) -> Tensor:
-    return torch.tensor(default, dtype=torch.float64) if value is None else value.to("cpu", torch.float64)
+def _constants(program: Program, node: fx.Node) -> list[object]:
+    """The operator and all operands of a batchnorm that do not change from call to call."""
+    return [node.target, *(each for each in node.args if not isinstance(each, fx.Node) or program.is_constant(each))]

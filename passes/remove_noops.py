@@ -90,6 +90,7 @@ class RemoveNoops(NodePass):
 
     name: ClassVar[str] = "remove-noops"
     default: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
     targets: ClassVar = tuple(IDENTITIES)
 
     def rewrite(self, program: Program, node: fx.Node) -> fx.Node | str | None:

@@ -12,18 +12,28 @@ HOUSE = Path(next(iter(fxexport.__path__)))
 # From the ground up. A module may import from its own room and from rooms below, never sideways or upwards.
 FLOORS = [
     {"errors", "repro"},
-    {"signature", "decisions", "shape_rules", "destination", "graph_copy", "control_flow", "tensor_types", "pipeline"},
-    {"value_cache", "publishing", "type_naming"},
+    {
+        "signature",
+        "decisions",
+        "input_assumption",
+        "shape_rules",
+        "destination",
+        "graph_copy",
+        "control_flow",
+        "tensor_types",
+        "pipeline",
+    },
+    {"value_cache", "publishing", "type_naming", "node_values", "program_parts"},
     {"program", "type_alignment"},
     {"capture"},
     {"exportable"},
     {"rewrite"},
-    {"ops"},
+    {"ops", "assumptions"},
     {"lowering"},
-    {"session", "validation"},
+    {"session", "validation", "precision"},
     {"blame", "subnets"},
     {"report"},
-    {"artifact", "doctor", "rejection"},
+    {"artifact", "assuming", "doctor", "rejection"},
     {"compiling"},
     {"pipeline_export"},
     {"subnet_request"},
@@ -34,7 +44,7 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PUBLIC_TO_PASSES = {"fxexport.rewrite", "fxexport.program", "fxexport.ops"}
+PUBLIC_TO_PASSES = {"fxexport.rewrite", "fxexport.program", "fxexport.ops", "fxexport.assumptions"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:

@@ -19,7 +19,7 @@ from torch import nn
 class Rows(nn.Module):
     def forward(self, x, scale: float = 2.0):
         print("printed by forward")
-        return torch.stack([row * scale for row in x])
+        return torch.stack([row * scale - x[0] for row in x])
 
 def rows(): return Rows().eval(), torch.ones(3, 4)
 def linear(): return nn.Linear(3, 2).eval(), torch.ones(4, 3)
@@ -45,7 +45,7 @@ def test_blockers_are_a_page_and_status_1() -> None:
     assert result.exit_code == 1
     assert result.stdout.startswith("Rows: 1 block, ")
     assert "doctor_zoo.py:8: a Python loop runs once for each element of 'batch'" in result.stdout
-    assert "return torch.stack([row * scale for row in x])" in result.stdout
+    assert "return torch.stack([row * scale - x[0] for row in x])" in result.stdout
     assert "printed by" not in result.stdout
 
 

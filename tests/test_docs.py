@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+
+from fxexport.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,12 +91,16 @@ def words(line: str) -> tuple[str, ...]:
 
 
 def run_command(command: str, directory: Path, place: str) -> str:
-    """What ``fxexport ...`` or ``python file.py`` prints."""
+    """What ``fxexport ...``, in this process, or ``python file.py``, in one of its own, prints."""
     program, *arguments = shlex.split(command, comments=True)
     assert program in ("fxexport", "python"), f"{place} cannot be run: {command}"
-    result = run_python([*(["-m", "fxexport"] if program == "fxexport" else []), *arguments], directory)
-    assert result.returncode == 0, f"{place}: {command}:\n{result.stdout}\n{result.stderr}"
-    return result.stdout
+    if program == "python":
+        result = run_python(arguments, directory)
+        assert result.returncode == 0, f"{place}: {command}:\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, f"{place}: {command}:\n{done.output}"
+    return done.stdout
 
 
 def run_python(arguments: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
@@ -109,7 +116,7 @@ def test_commands_of_the_readme_exist() -> None:
     used = {shlex.split(line)[1] for line in commands if line.startswith("fxexport ")}
     assert used == {"compile", "show", "verify", "run", "passes", "explain", "diff"}
     for command in sorted(used):
-        assert run_python(["-m", "fxexport", command, "--help"], ROOT).returncode == 0
+        assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -56,6 +56,15 @@ class MixedFusedRMSNorm(Fused):
         self.weight = nn.Parameter(torch.rand(size))
 
 
+class LigerRMSNorm(Fused):
+    """Gemma's: what is kept is the weight less ``offset``."""
+
+    def __init__(self, size: int, offset: float) -> None:
+        super().__init__()
+        self.variance_epsilon, self.offset, self.casting_mode = 1e-3, offset, "gemma"
+        self.weight = nn.Parameter(torch.rand(size))
+
+
 class FusedScaleMaskSoftmax(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -134,6 +143,16 @@ def test_S24_fused_modules_become_plain_ones_with_the_same_parameters(tmp_path: 
     operators = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
     assert operators.count("LayerNormalization") == 5
     assert operators.count("RMSNormalization") == 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_the_offset_of_a_weight_is_added(offset: float) -> None:
+    model, x = nn.Sequential(LigerRMSNorm(4, offset)), torch.randn(3, 4)
+    weight = model[0].weight
+    replace_for_export(model)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * (weight + offset)
+    torch.testing.assert_close(model(x), expected)
+    assert (model[0].weight is weight) == (offset == 0.0)
 
 
 def test_a_model_without_any_of_it_is_left_as_it_is() -> None:

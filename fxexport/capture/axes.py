@@ -13,7 +13,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fxexport.capture.dynamic import AxisRequest, AxisRequests
-from fxexport.capture.guards import plain, size_guards
+from fxexport.capture.guards import only_sizes, plain, size_guards
 from fxexport.capture.source_tree import iterates_at
 from fxexport.capture.squeezed_axes import squeezed_sizes
 from fxexport.errors import CaptureError
@@ -71,23 +71,29 @@ def name_axes(
     names: Sequence[str],
     examples: Sequence[torch.Tensor],
     fixing: Mapping[int, str],
+    mixing: str = "",
 ) -> NamedAxes:
     """Names for every symbolic size of the inputs: the user's, else ``batch`` for a shared first axis, else
     ``<input>_dim_<n>``.
 
     Raises CaptureError when a dimension that the user declared dynamic was fixed, naming the line that fixed it
-    (``fixing``: size -> line).
+    (``fixing``: size -> line) and why the rows along it cannot be batched (``mixing``).
     """
     sizes: dict[sympy.Symbol, _Size] = {}
     formulas: list[tuple[str, torch.SymInt]] = []
     notes: list[str] = []
+    placed = [node.meta["val"].shape[i] for node, axes in zip(inputs, requests, strict=True) for i in axes]
+    only = only_sizes(exported, placed)
     for node, axes, name, example in zip(inputs, requests, names, examples, strict=True):
         for position, request in axes.items():
             size = node.meta["val"].shape[position]
             what = f"dimension {position} of {name!r}" + (f" ({request.label!r})" if request.label else "")
             expression = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
             if expression.is_Integer:
-                notes += _fixed(what, int(expression), request, fixing)
+                notes += _fixed(what, int(expression), request, fixing, mixing)
+            elif expression in only and request.declared:
+                number, place = only[expression]
+                notes += _fixed(what, number, request, {number: place, **fixing}, mixing)
             elif expression.is_Symbol:
                 automatic = "batch" if position == 0 else flat_name((name, "dim", position))
                 sizes.setdefault(expression, _Size(example.shape[position])).add(automatic, request)
@@ -141,27 +147,28 @@ def _range(exported: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int | 
     return lower, (None if upper is None or upper > 2**31 else upper)
 
 
-def _fixed(what: str, size: int, request: AxisRequest, fixing: Mapping[int, str]) -> list[str]:
+def _fixed(what: str, size: int, request: AxisRequest, fixing: Mapping[int, str], mixing: str) -> list[str]:
     """A note on an axis that capture fixed, or an error where the user declared it dynamic."""
     if not request.declared:
         why = ", although its type says otherwise: eager takes no other size either" if request.claimed else ""
         return [f"{what} is fixed at {size}{why}"]
     place = fixing.get(size, "")
-    if _is_loop(place):
+    fixed = f"{what} was declared dynamic, but the model fixes it at {size}" + (f" at {place}" if place else "")
+    if is_loop(place) or mixing:
         raise CaptureError(
-            f"{what} was declared dynamic, but the model fixes it at {size} at {place}\n  That is a Python loop over it, "
-            "which runs once for each element, and a graph holds one number of turns. Either leave it out of the dynamic "
-            f"shapes (the artifact then takes {size} there), or let the body of the loop compute all elements at once."
+            f"{fixed}\n  {'That is a Python loop over it' if is_loop(place) else 'A Python loop goes over it'}, "
+            "which runs once for each element, and a graph holds one number of turns. "
+            + (f"It was not batched: {mixing}. " if mixing else "")
+            + f"Either leave it out of the dynamic shapes (the artifact then takes {size} there), or let the body of the "
+            "loop compute all elements at once."
         )
     raise CaptureError(
-        f"{what} was declared dynamic, but the model fixes it at {size}"
-        + (f" at {place}" if place else "")
-        + ".\n  Either leave it out of the dynamic shapes, or change that line so that it does not use the size as "
+        f"{fixed}.\n  Either leave it out of the dynamic shapes, or change that line so that it does not use the size as "
         "a constant."
     )
 
 
-def _is_loop(place: str) -> bool:
+def is_loop(place: str) -> bool:
     """Whether the line of ``file:line: source (operator)`` loops over what is fixed there, as ``for row in x`` does."""
     found = re.match(r"(?P<file>.+?):(?P<line>\d+): .*?(?:\(aten\.(?P<operator>\w+)\.?\w*\))?$", place)
     by_loop = found is not None and found["operator"] in (None, "unbind", "tensor_split", "split", "chunk")

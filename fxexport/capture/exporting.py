@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from fxexport.capture.dynamic import AxisRequests
 from fxexport.capture.flat_model import FlatModel
+from fxexport.capture.gradient_switches import unrecorded_gradient_switches
 from fxexport.capture.packed_sequences import dense_packed_sequences
 from fxexport.capture.size_functions import SizeFunctions
 from fxexport.errors import CaptureError, ExportError
@@ -41,7 +42,8 @@ def export_flat(
     try:
         packed = contextlib.nullcontext() if read_code else dense_packed_sequences(model)
         sizes = contextlib.nullcontext() if read_code else SizeFunctions()
-        with _quiet(), shape_rules(), packed, sizes, _plain_attention(), torch.no_grad():
+        switches = contextlib.nullcontext() if read_code else unrecorded_gradient_switches(model)
+        with _quiet(), shape_rules(), packed, switches, sizes, _plain_attention(), torch.no_grad():
             # Copies: one tensor given for two inputs would be captured as one input.
             return torch.export.export(
                 model,
@@ -86,6 +88,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+_WAYS_OUT = (
+    "torch.where for a choice between values, torch.cond for a choice between computations, or export the parts before "
+    "and after the decision separately."
+)
+
+
 def explain(error: BaseException) -> str:
     """What stopped capture, at which line of the user's code, and the ways out."""
     place = user_line(error)
@@ -97,8 +105,7 @@ def explain(error: BaseException) -> str:
         return (
             f"the model takes a Python decision{where} that depends on the values of a tensor: {first}\n"
             "  A graph holds one path; baking the branch the example took would be wrong for other inputs. Ways out: "
-            "torch.where for a choice between values, torch.cond for a choice between computations, or export the "
-            "parts before and after the decision separately."
+            + (" ".join(dict.fromkeys(getattr(error, "__notes__", ()))) or _WAYS_OUT)
         )
     if ".numpy()" in first:
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -16,6 +16,7 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from fxexport.signature import Guard
 
+_TRIED = 64
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -62,11 +63,42 @@ def size_guards(exported: ExportedProgram, labels: Mapping[sympy.Symbol, str]) -
     for guard in recorded(exported):
         if not guard.expr.free_symbols or not guard.expr.free_symbols <= set(labels):
             continue
-        place = _user_place(guard.sloc)
+        place = user_place(guard.sloc)
         text = plain(guard.expr, labels)
         if place and text != "True":  # torch also records what it could decide without looking at sizes
             found.setdefault(text, Guard(text, place))
     return tuple(found.values())
+
+
+def only_sizes(exported: ExportedProgram, sizes: Iterable[Any]) -> dict[sympy.Symbol, tuple[int, str]]:
+    """Those of the symbolic ``sizes`` for which all conditions together leave one number, with it and a line that asked.
+
+    ``int(t / 2) == 2`` and ``t % 2 == 0`` are conditions that torch does not solve; so the numbers are tried one by one.
+    """
+    found: dict[sympy.Symbol, tuple[int, str]] = {}
+    for size in sizes:
+        symbol = size.node.expr if isinstance(size, torch.SymInt) else None
+        if not isinstance(symbol, sympy.Symbol) or symbol in found:
+            continue
+        asked = [guard for guard in recorded(exported) if guard.expr.free_symbols == {symbol}]
+        hint = size.node.hint
+        if not isinstance(hint, int) or not any(_may_fix(guard.expr) for guard in asked):
+            continue
+        tried = range(1, 2 * hint + _TRIED)  # the next multiple is among them
+        fit = [n for n in tried if all(holds(guard.expr, {symbol: sympy.Integer(n)}) for guard in asked)]
+        if fit == [hint]:
+            places = [user_place(guard.sloc) for guard in asked if _may_fix(guard.expr)]
+            found[symbol] = hint, next(filter(None, places), "")
+    return found
+
+
+def holds(condition: Any, sizes: Mapping[sympy.Symbol, sympy.Integer]) -> bool:
+    """Whether a condition holds for some sizes, or cannot be told to fail."""
+    return bool(condition.xreplace(dict(sizes)) is not sympy.false)
+
+
+def _may_fix(condition: Any) -> bool:
+    return bool(condition.atoms(sympy.Eq, sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt))
 
 
 def recorded(exported: ExportedProgram) -> list[Any]:
@@ -78,7 +110,7 @@ def recorded(exported: ExportedProgram) -> list[Any]:
     return []
 
 
-def _user_place(location: Any) -> str:
+def user_place(location: Any) -> str:
     """``models/net.py:12`` for the line that asked, or '' where that line is PyTorch's own."""
     frame = location.framework_loc
     if not isinstance(frame, traceback.FrameSummary) or frame.filename.startswith(_TORCH_ROOT):

@@ -20,6 +20,7 @@ class Learnt:
         self._compared: dict[tuple[Any, str], dict[str, None]] = {}
         self._decided: dict[str, dict[str, None]] = {}
         self._computed: dict[str, dict[str, None]] = {}
+        self._told: dict[str, None] = {}
         self.fixed: dict[str, str] = {}
 
     def compared(self, origins: Iterable[str], value: Any) -> None:
@@ -39,6 +40,10 @@ class Learnt:
         for name in origins:
             self.fixed.setdefault(name, place())
 
+    def told(self) -> None:
+        """Forward made text of a value that is not known."""
+        self._told[place()] = None
+
     def notes(self) -> list[str]:
         """One note for each line and what it used."""
         compared = [
@@ -53,7 +58,8 @@ class Learnt:
             f"what numpy computes{_at(where)} from {_several(names) if names else 'constants'} is a constant of the artifact"
             for where, names in self._computed.items()
         ]
-        return [*compared, *decided, *computed]
+        told = [f"text made of data{_at(where)}: no artifact writes it" for where in self._told]
+        return [*compared, *decided, *computed, *told]
 
 
 def _several(names: Iterable[str]) -> str:

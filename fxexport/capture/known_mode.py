@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from fxexport.capture.known_running import RandomDrawn, run_for_real, same_memor
 from fxexport.capture.known_size_operations import follow, put
 from fxexport.capture.known_sizes import NotFollowed, Sizes, numbers_in
 from fxexport.capture.known_tensors import LARGEST, Known, KnownTensors, is_real
+from fxexport.capture.known_text import unknown_text
 from fxexport.errors import CaptureError
 
 _READERS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__format__"} | {
     *("item", "tolist", "is_nonzero", "equal", "allclose"),
 }
+_NUMBERS = ("__int__", "__float__", "__index__", "__complex__")
 _COMPARISONS = {"gt", "lt", "ge", "le", "eq", "ne"}
 _ARRAYS = {"numpy", "__array__"}
 _UNSET = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"}
@@ -55,10 +58,14 @@ class KnownValues(TorchFunctionMode):
                 return answer
         if name in _ARRAYS:
             _refuse_array(call)
+        if name == "__format__" and args[0].dim() == 0:
+            self._learnt.told()
+            return unknown_text(args[0].dtype)
         if call.all_known and not call.symbolic and reads_data_shape(name, args):
             return self._folded(call)
         before = [self._tensors.version_of(tensor) for tensor in call.tensors]
-        result = func(*args, **kwargs)
+        with _told_to_python(name):
+            result = func(*args, **kwargs)
         written = [t for t, version in zip(call.tensors, before, strict=True) if self._tensors.version_of(t) != version]
         unseen = call.tensors[:1] if name in _REPLACED else written_unseen(name, args, kwargs)
         self._follow(call, result, [*written, *unseen])
@@ -192,6 +199,21 @@ class KnownValues(TorchFunctionMode):
                     f"forward writes into the array that it got from a tensor at {where}: in eager that changes the tensor, "
                     "which no graph can show.\n  Write into a copy: tensor.numpy().copy()."
                 )
+
+
+@contextmanager
+def _told_to_python(name: str) -> Iterator[None]:
+    """Says what to write in the place of ``int(t)`` and ``float(t)``, of which Python wants a number at once."""
+    try:
+        yield
+    except Exception as error:
+        if name in _NUMBERS:
+            error.add_note(
+                f"{name.strip('_')}() wants the number itself, which no graph has before it is run. Write t.item() in the "
+                "place of float(t), and t.long().item() in the place of int(t), or compute with the tensor t itself. A "
+                "range over such a number is a loop of unknown length: torch.while_loop, or a mask over a fixed length."
+            )
+        raise
 
 
 def _plain(name: str) -> str:

@@ -22,6 +22,7 @@ from fxexport.capture.known_decisions import Learnt
 from fxexport.capture.known_mode import KnownValues
 from fxexport.capture.known_sizes import is_symbolic
 from fxexport.capture.known_tensors import KnownTensors, state_of
+from fxexport.capture.known_text import numbers_as_text
 from fxexport.capture.reference import Reference
 
 _OWN_FILES = {str(path) for path in Path(__file__).parent.glob("known_*.py")}
@@ -43,7 +44,7 @@ def known_values(flat: FlatModel, reference: Reference) -> Iterator[list[str]]:
     def forward_by_value(*tensors: torch.Tensor) -> Any:
         # Entered here: capture has put other tensors in the place of buffers, and its own modes would ask first.
         mode = KnownValues(KnownTensors(flat.model, state), learnt)
-        with mode, _sizes_in_new_tensors():
+        with mode, _sizes_in_new_tensors(), numbers_as_text(learnt.told):
             result = forward(*tensors)
         mode.check()
         return result

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import sympy
 import torch
@@ -26,7 +26,7 @@ from torch.export import ExportedProgram
 from fxexport.capture import flat_model
 from fxexport.capture.dynamic import AxisRequests
 from fxexport.capture.exporting import is_user_frame
-from fxexport.capture.guards import recorded
+from fxexport.capture.guards import holds, only_sizes, recorded, user_place
 from fxexport.capture.resize import resize_axis
 from fxexport.errors import CaptureError
 
@@ -34,43 +34,78 @@ Place = tuple[int, int]
 """Position of an input, and one of its axes."""
 Opened = tuple[ExportedProgram, list[str], list[torch.Tensor], dict[int, str]]
 """What :func:`export_open` returns."""
+Exporting = Callable[[list[torch.Tensor]], tuple[ExportedProgram, list[str]]]
+"""Captures a model on some inputs: the program, and notes."""
 _Accepts = Callable[[list[torch.Tensor]], bool]
 
 _GUARDS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
-class _Exported(Protocol):
-    def __call__(self, inputs: list[torch.Tensor]) -> tuple[ExportedProgram, list[str]]: ...
-
-
 def export_open(
-    export: _Exported,
+    export: Exporting,
     examples: list[torch.Tensor],
     requests: AxisRequests,
     accepts: _Accepts,
+    by_code: Exporting | None = None,
+    by_rows: Callable[[list[Place]], Opened | None] | None = None,
 ) -> Opened:
     """``export(examples)`` with every declared axis open if that is possible.
 
     ``accepts`` says whether eager runs on some inputs. Axes that a toolbox's types claim to be dynamic, and for which
-    eager accepts no other size, count as not declared in ``requests`` afterwards. Returns the program and notes of
+    eager accepts no other size, count as not declared in ``requests`` afterwards. ``by_code`` is another way to export,
+    ``by_rows`` gives the program where a loop over what is fixed can be computed at once. Returns the program and notes of
     ``export``, the examples it was captured on, and for sizes that stay fixed the ``file:line: source`` that fixed them.
     """
     exported, notes = export(examples)
-    fixed = _fixed_axes(exported, requests)
+    fixed = fixed_axes(exported, requests)
     _give_way(fixed, examples, requests, accepts)
-    fixed = _fixed_axes(exported, requests)
+    fixed = fixed_axes(exported, requests)
     if not fixed:
         return _without_ones(export, (exported, notes, examples, {}), requests, accepts)
+    if by_rows is not None and (batched := by_rows(fixed)) is not None:
+        return batched
     other = next(filter(accepts, _other_sizes(examples, fixed, requests)), examples)
     with _listening() as heard:
         again, other_notes = export(other)
-    if not _fixed_axes(again, requests):
-        return again, other_notes, other, {}
+    for graph in (again, exported):
+        heard |= {size: place for size, place in _only_sizes(graph, requests).values() if place}
+    if not fixed_axes(again, requests):
+        asked = _refuses(again, examples, requests)
+        if asked is None:
+            return again, other_notes, other, {}
+        heard |= {other[i].shape[axis]: asked for i, axis in fixed}
+    if by_code is not None and (read := _open_by_code(by_code, examples, requests)) is not None:
+        return read
     sizes = {examples[i].shape[axis]: other[i].shape[axis] for i, axis in fixed}
-    return exported, notes, examples, {size: heard.get(new, "") for size, new in sizes.items()}
+    return exported, notes, examples, {size: heard.get(new) or heard.get(size, "") for size, new in sizes.items()}
 
 
-def _without_ones(export: _Exported, opened: Opened, requests: AxisRequests, accepts: _Accepts) -> Opened:
+def _open_by_code(by_code: Exporting, examples: list[torch.Tensor], requests: AxisRequests) -> Opened | None:
+    """The capture that reads the code of forward, where that leaves every declared axis open: there ``int(size)`` is no
+    number yet."""
+    try:
+        exported, notes = by_code(examples)
+    except CaptureError:
+        return None
+    is_open = not fixed_axes(exported, requests) and _refuses(exported, examples, requests) is None
+    return (exported, notes, examples, {}) if is_open else None
+
+
+def _refuses(exported: ExportedProgram, examples: list[torch.Tensor], requests: AxisRequests) -> str | None:
+    """Where the user's code asked what comes out otherwise for the sizes of ``examples``; None where all is as captured."""
+    sizes = {
+        size.node.expr: sympy.Integer(examples[i].shape[axis])
+        for (i, axis), size in _sizes(exported, requests).items()
+        if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
+    }
+    for guard in recorded(exported):
+        place = user_place(guard.sloc)  # what PyTorch's own operators ask is right for all sizes that eager takes
+        if place and guard.expr.free_symbols <= sizes.keys() and not holds(guard.expr, sizes):
+            return place
+    return None
+
+
+def _without_ones(export: Exporting, opened: Opened, requests: AxisRequests, accepts: _Accepts) -> Opened:
     """``opened``, or the capture at larger sizes where less is 0 or 1 by accident: the number of chunks, for instance.
 
     Torch takes a size that is 1 on the example for a broadcast one, and the graph has that 1 in it, whatever the input.
@@ -88,7 +123,8 @@ def _without_ones(export: _Exported, opened: Opened, requests: AxisRequests, acc
     except CaptureError:
         return opened
     fewer = sum(_ones(again).values()) < sum(ones.values())
-    return (again, notes, other, {}) if fewer and not _fixed_axes(again, requests) else opened
+    is_open = not fixed_axes(again, requests) and _refuses(again, examples, requests) is None
+    return (again, notes, other, {}) if fewer and is_open else opened
 
 
 def _ones(exported: ExportedProgram) -> Counter[sympy.Symbol]:
@@ -122,10 +158,19 @@ def _give_way(
             requests[i][axis] = replace(request, declared=False)
 
 
-def _fixed_axes(exported: ExportedProgram, requests: AxisRequests) -> list[Place]:
-    """Declared axes that are plain numbers in the captured graph."""
-    sizes = _sizes(exported, requests).items()
-    return [(i, axis) for (i, axis), size in sizes if requests[i][axis].declared and _is_number(size)]
+def fixed_axes(exported: ExportedProgram, requests: AxisRequests) -> list[Place]:
+    """Declared axes that are plain numbers in the captured graph, or that its conditions leave one number for."""
+    sizes, only = _sizes(exported, requests), _only_sizes(exported, requests)
+    declared = [place for place in sizes if requests[place[0]][place[1]].declared]
+    return [place for place in declared if place in only or _is_number(sizes[place])]
+
+
+def _only_sizes(exported: ExportedProgram, requests: AxisRequests) -> dict[Place, tuple[int, str]]:
+    """The axes for which the conditions that capture decided leave one number, with it and the line that asked."""
+    sizes = _sizes(exported, requests)
+    only = only_sizes(exported, sizes.values())
+    places = {p: size.node.expr for p, size in sizes.items() if isinstance(size, torch.SymInt)}
+    return {place: only[symbol] for place, symbol in places.items() if symbol in only}
 
 
 def _sizes(exported: ExportedProgram, requests: AxisRequests) -> dict[Place, int | torch.SymInt]:

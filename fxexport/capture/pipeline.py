@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,13 +23,14 @@ from fxexport.capture.interface import Interface, declared_axes, input_side, nam
 from fxexport.capture.judging import check_finite, judge_example
 from fxexport.capture.known_values import known_values
 from fxexport.capture.naming import make_signature, merge_tied, rename_inputs
-from fxexport.capture.open_axes import export_open
+from fxexport.capture.open_axes import Opened, export_open
 from fxexport.capture.output_axes import name_output_axes
 from fxexport.capture.paths import Assumed, Paths
 from fxexport.capture.preparing import prepare
 from fxexport.capture.private_copy import preserved_process_state
 from fxexport.capture.recording_decisions import decisions_of
 from fxexport.capture.reference import Reference, Tensors
+from fxexport.capture.rows import ByRows, Loops, export_rows
 from fxexport.capture.settled import export_widest
 from fxexport.decisions import Decision
 from fxexport.errors import CaptureError, InputError
@@ -131,25 +133,33 @@ def capture_model(
             raise InputError(f"dynamic_axes name {unknown}; the inputs are {names}, the outputs {outputs}")
         notes += [*side.notes, *(plan.notes if plan else ())]
         notes += check_finite(reference, expected, outputs, allow_nan)
-        examples = enlarged(call.tensors, requests, lambda tensors: _eager_accepts(reference, tensors))
+        examples = enlarged(call.tensors, requests, partial(_eager_accepts, reference))
         ladder = _Ladder(reference, requests, names, assumed)
-        exported, writes, examples, fixing = export_widest(
-            lambda make: export_open(
-                lambda tensors: ladder.export(make, tensors),
-                examples,
+        accepts = partial(_eager_accepts, reference)
+        loops = Loops(ByRows(ladder.at, examples, requests, accepts))
+
+        def widest() -> Opened:
+            return export_widest(
+                lambda make: export_open(
+                    partial(ladder.export, make),
+                    examples,
+                    requests,
+                    accepts,
+                    loops.or_else(partial(ladder.by_code, make)),
+                    loops.instead,
+                ),
+                reference,
+                expected,
                 requests,
-                lambda tensors: _eager_accepts(reference, tensors),
-            ),
-            reference,
-            expected,
-            requests,
-        )
+            )
+
+        exported, writes, examples, fixing = export_rows(widest, loops)
         decisions = ladder.decisions(exported)
         if assumed.sides and not decisions:
             raise InputError(f"assume names {sorted(assumed.sides)}, but the model decides nothing on data")
         writes += map(str, decisions)
         inputs = rename_inputs(exported, names)
-        axes = name_axes(exported, inputs, requests, names, examples, fixing)
+        axes = name_axes(exported, inputs, requests, names, examples, fixing, loops.mixing)
         axes = name_output_axes(exported, axes, outputs, declared_axes(plan, layout))
         signature = make_signature(exported, inputs, names, outputs, call, layout, axes)
         write_zeros(exported.graph_module)
@@ -232,10 +242,18 @@ class _Ladder:
             return self._every_way(make, inputs)
         except CaptureError as found:
             error = found
-        try:  # reading the code of forward
-            return functionalize(export_flat(make(), inputs, self.requests, read_code=True), self.names)
+        try:
+            return self.by_code(make, inputs)
         except CaptureError:
             raise error from error.__cause__
+
+    def by_code(self, make: Callable[[], FlatModel], inputs: list[torch.Tensor]) -> tuple[ExportedProgram, list[str]]:
+        """The graph that comes of reading the code of forward, where ``int(size)`` is no number yet."""
+        return functionalize(export_flat(make(), inputs, self.requests, read_code=True), self.names)
+
+    def at(self, requests: AxisRequests, inputs: list[torch.Tensor]) -> tuple[ExportedProgram, list[str]]:
+        """:meth:`export` of the model as it is with other axes open."""
+        return replace(self, requests=requests).export(self.reference.fresh, inputs)
 
     def _plain(self, flat: FlatModel, inputs: list[torch.Tensor]) -> tuple[ExportedProgram, list[str]]:
         return functionalize(export_flat(flat, inputs, self.requests), self.names)

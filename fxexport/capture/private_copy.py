@@ -73,7 +73,7 @@ def private_copy(model: nn.Module, *, share_parameters: bool = False) -> tuple[n
         with _DetachedCopies(), torch.no_grad():
             return copy.deepcopy(model, dict(memo)), notes
     except (TypeError, RuntimeError, AttributeError, NotImplementedError):
-        shared = _uncopyable(model, memo)
+        shared = uncopyable(model, memo)
     memo |= {id(value): value for _, value in shared}
     notes += [f"{path} ({type(v).__name__}) cannot be copied: shared with your model" for path, v in shared]
     try:
@@ -87,7 +87,7 @@ def private_copy(model: nn.Module, *, share_parameters: bool = False) -> tuple[n
         ) from error
 
 
-def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> list[tuple[str, Any]]:
+def uncopyable(model: nn.Module, memo: dict[int, Any]) -> list[tuple[str, Any]]:
     """Plain attributes of the model's modules that cannot be deep-copied, by their path.
 
     What merely refers to a module of the model (a bound method, a list of layers) is not to blame for what that module

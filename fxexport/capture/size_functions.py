@@ -9,6 +9,8 @@
     istft(z, n_fft, length=n)      ->  irfft, fold, divided by the folded squares of the window, cut to n
     take_along_dim(x, places, d)   ->  gather of both, expanded to one shape
     matrix_norm(x, 1)              ->  x.abs().sum(-2).amax(-1)
+
+and those of ``size_formulas``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxexport.capture.size_formulas import FORMULAS
+
 Size = Any  # int or torch.SymInt, which torch's own annotations leave out
 
 
@@ -32,7 +36,7 @@ class SizeFunctions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         own = _FUNCTIONS.get(func)
-        if own is None or (own is not _istft and not any(map(_is_symbolic, pytree.tree_leaves((args, kwargs))))):
+        if own is None or (own not in _ALWAYS and not any(map(_is_symbolic, pytree.tree_leaves((args, kwargs))))):
             return func(*args, **kwargs)
         result = own(*args, **kwargs)
         return func(*args, **kwargs) if result is NotImplemented else result
@@ -148,6 +152,14 @@ def _matrix_norm(A: Tensor, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool
     return best if keepdim else best.squeeze((first, second))
 
 
+def _norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Any:
+    """Of matrices; of vectors PyTorch's own keeps sizes open."""
+    axes = (-2, -1) if dim is None and A.dim() == 2 else dim
+    if ord is None or not isinstance(axes, tuple | list) or len(axes) != 2:
+        return NotImplemented
+    return _matrix_norm(A, ord, axes, keepdim, **options)
+
+
 def _istft(
     input: Tensor,
     n_fft: int,
@@ -184,6 +196,8 @@ def _istft(
     return F.pad(signal / weight, (0, length))[:, :length].reshape([*input.shape[:-2], length])
 
 
+_ALWAYS = (_istft, FORMULAS[torch.combinations])
+"""What capture does not understand of PyTorch's own at known sizes, either."""
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.linspace: _linspace,
     torch.logspace: _logspace,
@@ -201,4 +215,6 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.istft: _istft,
     torch.functional.istft: _istft,
     Tensor.istft: _istft,
+    torch.linalg.norm: _norm,
+    **FORMULAS,
 }

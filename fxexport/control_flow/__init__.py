@@ -7,7 +7,7 @@ The graphs are sub-modules of the graph module, read by ``get_attr``. Their plac
 output is a tuple (of a loop's condition: one bool tensor); they see nothing else, weights included.
 """
 
-from fxexport.control_flow.agreement import own_outputs
+from fxexport.control_flow.agreement import copied_outputs, own_outputs
 from fxexport.control_flow.checking import check_call
 from fxexport.control_flow.eager import eager_control_flow, run_watched
 from fxexport.control_flow.inserting import insert_cond, insert_while_loop
@@ -32,6 +32,7 @@ __all__ = [
     "append_placeholder",
     "check_call",
     "control_flow",
+    "copied_outputs",
     "eager_control_flow",
     "erase_dead",
     "graphs_of",

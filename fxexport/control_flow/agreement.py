@@ -54,6 +54,19 @@ def own_outputs(graph: fx.Graph) -> None:
     output.args = fx.map_arg(output.args, own)
 
 
+def copied_outputs(graph: fx.Graph) -> None:
+    """Every tensor returned becomes a copy: none is an operand, a view of one, or returned twice."""
+    output = graph.output_node()
+    output.args = fx.map_arg(
+        output.args,
+        lambda result: (
+            _append(graph, result, aten.clone.default, (result,))
+            if isinstance(result.meta.get("val"), torch.Tensor)
+            else result
+        ),
+    )
+
+
 def align(ours: fx.Graph, theirs: fx.Graph, position: int, a: torch.Tensor, b: torch.Tensor) -> None:
     """Lays out result ``position`` of the second graph as that of the first; both plainly where there is no such layout.
 

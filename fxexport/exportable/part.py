@@ -19,6 +19,7 @@ from fxexport.exportable.class_changes import kept_to_copies
 from fxexport.exportable.copying import configured_copy, copy_for_hooks
 from fxexport.exportable.disabled import leave_out
 from fxexport.exportable.example import Call, Example, example_of, read_call
+from fxexport.exportable.inserting import Wanted, integer_notes, normalize_inputs
 from fxexport.exportable.io_types import read_declared
 from fxexport.exportable.preparing import (
     check_options,
@@ -30,6 +31,7 @@ from fxexport.exportable.preparing import (
 )
 from fxexport.exportable.reading import has_hook, is_default, name_of, read_hook
 from fxexport.exportable.replacing import Factory, replace_modules
+from fxexport.exportable.standard_replacements import configured_kind, normalize_as_configured
 from fxexport.exportable.subnet_names import subnet_of
 from fxexport.exportable.typecheck import typecheck_off
 from fxexport.tensor_types import TypedMap
@@ -48,6 +50,7 @@ class ExportRequest:
         prepare: options that every ``_prepare_for_export`` is offered.
         config: given to ``set_export_config`` of the model, on the private copy.
         replacements: class name -> function that makes another module of one, or None to leave it.
+        normalize: parameter of forward -> its normalization, put in front of the part and of what it is compared with.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class ExportRequest:
     prepare: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     replacements: Mapping[str, Factory] = field(default_factory=dict)
+    normalize: Wanted = field(default_factory=dict)
 
 
 @dataclass
@@ -150,11 +154,12 @@ def _private(part: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def _original(part: nn.Module, request: ExportRequest) -> nn.Module | None:
-    if not request.replacements and not any(map(exports_itself, part.modules())):
+    if not request.replacements and not configured_kind(part) and not any(map(exports_itself, part.modules())):
         return None
     original, _ = copy_for_hooks(part)
     original.eval()
     use_export_forward(original)
+    normalize_inputs(original, request.normalize)
     return original
 
 
@@ -182,10 +187,14 @@ def _prepare(
     prepare_inner(part, request.prepare, entered, notes)
     own = {**request.prepare, "output": str(request.path), "input_example": example.plain}
     prepare_part(part, own, entered, notes)
+    if not request.normalize and (not exports_itself(part) or is_default(part, "_prepare_for_export")):
+        notes += normalize_as_configured(part)
+    notes += normalize_inputs(part, request.normalize)
     part.eval()  # modules that a hook has put in
     inputs, outputs = read_declared(part, "input", notes), read_declared(part, "output", notes)
     call = read_call(part, example, inputs.disabled)
     args, kwargs = leave_out(part, call, inputs, example.source, notes)
+    notes += integer_notes(part, args, kwargs)
     _check_devices(part)
     return Part(
         name=name,

@@ -26,7 +26,11 @@ def plain_layer_norm(module: nn.Module) -> nn.LayerNorm:
 
 
 def plain_rms_norm(module: nn.Module) -> nn.RMSNorm:
-    """``nn.RMSNorm`` with the parameters of ``module`` (not copies): Apex's FusedRMSNorm and MixedFusedRMSNorm."""
+    """``nn.RMSNorm`` with the parameters of ``module`` (not copies): Apex's FusedRMSNorm, MixedFusedRMSNorm and
+    FastRMSNorm, Liger's LigerRMSNorm.
+
+    Where ``offset`` is added to the weight (Liger's, for Gemma), the new layer has a weight of its own.
+    """
     weight = _affine(module)
     plain = nn.RMSNorm(_normalized_shape(module, weight), _eps(module), elementwise_affine=False)
     plain.elementwise_affine = weight is not None
@@ -75,8 +79,11 @@ def plain_parallel_linear(module: nn.Module) -> UnsplitLinear:
 PLAIN: dict[str, Factory] = {
     "ColumnParallelLinear": plain_parallel_linear,
     "FastLayerNorm": plain_layer_norm,
+    "FastRMSNorm": plain_rms_norm,
     "FusedLayerNorm": plain_layer_norm,
     "FusedRMSNorm": plain_rms_norm,
+    "LigerLayerNorm": plain_layer_norm,
+    "LigerRMSNorm": plain_rms_norm,
     "MCoreFusedLayerNorm": plain_layer_norm,
     "MixedFusedLayerNorm": plain_layer_norm,
     "MixedFusedRMSNorm": plain_rms_norm,
@@ -115,9 +122,8 @@ def _affine(module: nn.Module) -> Tensor | None:
     if not getattr(module, "elementwise_affine", True):
         return None
     weight: Tensor = _required(module, "weight")
-    if getattr(module, "zero_centered_gamma", False):
-        return weight.detach() + 1
-    return weight
+    offset = float(getattr(module, "offset", 0.0)) + bool(getattr(module, "zero_centered_gamma", False))
+    return weight.detach() + offset if offset else weight
 
 
 def _parameter(tensor: Tensor | None) -> nn.Parameter | None:

@@ -73,7 +73,7 @@ class _Replacing:
         """What stands for ``module`` from now on; its children are searched where it stays."""
         if id(module) in self.seen:
             return self.seen[id(module)][1]
-        name = next((name for name in _names(module) if name in self.replacements), None)
+        name = next((name for name in class_names(module) if name in self.replacements), None)
         new = module if name is None else self._make(name, module, path)
         self.seen[id(module)] = (module, new)
         if new is module:
@@ -112,12 +112,13 @@ class _Replacing:
         return ScriptedModule(module, new, path)
 
 
-def _names(module: nn.Module) -> tuple[str, str]:
+def class_names(module: nn.Module) -> tuple[str, str]:
+    """The names by which a replacement may mean the class of ``module``: ``Class`` and ``package.module.Class``."""
     return type(module).__name__, f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _check_known(replacements: Mapping[str, Factory], part: nn.Module, within: nn.Module) -> None:
-    known = {name for root in (within, part) for module in root.modules() for name in _names(module)}
+    known = {name for root in (within, part) for module in root.modules() for name in class_names(module)}
     for name, factory in replacements.items():
         if not callable(factory):
             raise InputError(f"replacements[{name!r}] must be a function module -> module, got {describe(factory)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,9 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from fxexport.errors import InputError
 from fxexport.exportable.input_normalization import InputNormalization, check_kind
+from fxexport.exportable.inserting import normalize_inputs
 from fxexport.exportable.mixin import Exportable
-from fxexport.exportable.plain_modules import FUSED_SOFTMAX, PLAIN, without_fusion
-from fxexport.exportable.replacing import Factory, replace_modules
+from fxexport.exportable.plain_modules import FUSED_SOFTMAX, without_fusion
+from fxexport.exportable.reading import has_hook, read_hook
+from fxexport.exportable.replacement_registry import registered_replacements
+from fxexport.exportable.replacing import Factory, class_names, replace_modules
 
 _ATTRIBUTE = "normalization_type"
 # What normalizes the data itself. Other parameterless normalizations (L2Normalization...) are layers inside a network.
@@ -25,7 +28,12 @@ _INPUT_LAYER = re.compile(
 
 
 def replace_for_export(
-    model: nn.Module, normalization_type: str | None = None, *, disable_masks: bool = False, **options: Any
+    model: nn.Module,
+    normalization_type: str | None = None,
+    *,
+    inputs: Sequence[str] = (),
+    disable_masks: bool = False,
+    **options: Any,
 ) -> list[str]:
     """Replaces in ``model``, in place, what has no form outside of PyTorch by plain modules with the same parameters.
 
@@ -37,10 +45,13 @@ def replace_for_export(
     - Fused norms of Apex and Megatron (FusedLayerNorm, MixedFusedLayerNorm, FastLayerNorm, FusedRMSNorm,
       MixedFusedRMSNorm) become ``nn.LayerNorm`` and ``nn.RMSNorm``; ColumnParallelLinear and RowParallelLinear of one
       process a linear layer; FusedScaleMaskSoftmax takes its own unfused way. They are found by class name.
-    - ``normalization_type`` ("minmax", "max", "mean_std", "mean_var", "grayscale", "none"): the normalization of the input
-      is of this kind. Modules that have an attribute ``normalization_type`` (a string or None) get it; other modules
-      without parameters named ``Normalization``, ``InputNormalization``, ``MinMaxNormalizer`` and the like become
-      :class:`~fxexport.exportable.input_normalization.InputNormalization`. None leaves the normalization as it is.
+      So are classes added by ``fxexport.register_replacement``.
+    - ``normalization_type`` ("minmax", "max", "mean_std", "mean_var", "grayscale", "fft", "none"; None: what the
+      ``export_config`` of the model says): the normalization of the input is of this kind. Modules that have an
+      attribute ``normalization_type`` (a string or None) get it; other modules without parameters named
+      ``Normalization``, ``InputNormalization``, ``MinMaxNormalizer`` and the like become
+      :class:`~fxexport.exportable.input_normalization.InputNormalization`. Without any kind they stay as they are.
+    - ``inputs``: names of parameters of ``forward`` that are so normalized before it, in a model that has no such layer.
     - ``disable_masks=True`` sets ``use_mask = False`` on convolutions that have it. This changes what padded frames give,
       so it is done only when asked.
     - Batch normalization is left to the pass ``fold-batchnorm``, which folds where that is exact.
@@ -54,16 +65,37 @@ def replace_for_export(
     _check_options(options)
     if options.get("noreplace"):
         return []
-    changes = _replace(model, PLAIN)
+    changes = _replace(model, registered_replacements())
     for path, module in model.named_modules():
         if type(module).__name__ in FUSED_SOFTMAX:
             _at(path, module, without_fusion)
             changes.append(f"{path or 'the model'}: {type(module).__name__} without fusion")
     if disable_masks:
         changes += _disable_masks(model)
-    if normalization_type is not None:
-        changes += _normalize_input(model, check_kind(normalization_type))
+    kind = normalization_type if normalization_type is not None else configured_kind(model)
+    if inputs and kind is None:
+        raise InputError(f"replace_for_export: inputs={tuple(inputs)!r} needs a normalization_type")
+    if inputs:
+        changes += normalize_inputs(model, dict.fromkeys(inputs, check_kind(kind)))
+    elif kind is not None:
+        changes += _normalize_input(model, check_kind(kind))
     return changes
+
+
+def configured_kind(model: nn.Module) -> str | None:
+    """The ``normalization_type`` in the export config of ``model``; None where it has none."""
+    config = read_hook(model, "get_export_config") if has_hook(model, "get_export_config") else None
+    config = config if config is not None else getattr(model, "export_config", None)
+    return config.get(_ATTRIBUTE) if isinstance(config, Mapping) else None
+
+
+def normalize_as_configured(model: nn.Module) -> list[str]:
+    """What the export config of ``model`` says of the normalization of its input, for a model whose hooks do not.
+
+    Raises InputError where there is nothing it could apply to.
+    """
+    kind = configured_kind(model)
+    return [] if kind is None else _normalize_input(model, check_kind(kind))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -88,8 +120,8 @@ def _replace(model: nn.Module, factories: Mapping[str, Factory]) -> list[str]:
     places: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(path)
-    present = {type(module).__name__ for module in model.modules()} & set(factories)
-    if type(model).__name__ in present:
+    present = {name for module in model.modules() for name in class_names(module)} & set(factories)
+    if present & {*class_names(model)}:
         raise InputError(f"replace_for_export works in place, and the model itself is a {type(model).__name__}")
     changes: list[str] = []
 
@@ -146,6 +178,7 @@ def _normalize_input(model: nn.Module, kind: str) -> list[str]:
             f"normalization_type={kind!r}, but {type(model).__name__} has no normalization of its input: looked for an "
             f"attribute {_ATTRIBUTE!r} (a string or None) on any of its modules, and for modules without parameters whose "
             "class is named Normalization or Normalizer, alone or after Input, Image, Data, MinMax...; "
-            "set it in _prepare_for_export, or use fxexport.exportable.input_normalization.InputNormalization in the model"
+            "put one in front of an input with replace_for_export(..., inputs=('image',)), or for the whole model with "
+            "fxexport.compile(..., normalize_inputs={'image': 'minmax'})"
         )
     return changes

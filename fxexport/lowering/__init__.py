@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,11 +38,13 @@ def lower(
     keep_initializers_as_inputs: bool = False,
     functions: bool | Collection[Any] = False,
     function_records: list[FunctionRecord] | None = None,
+    after: Callable[[Path, bool | None], list[Path]] | None = None,
 ) -> list[Path]:
     """Writes ``program`` in the format of ``path``'s extension; nothing is validated here. Returns the files written.
 
     The options are those of :func:`lower_onnx`. TorchScript and pt2 files never have constants folded, so
-    ``do_constant_folding`` changes nothing there.
+    ``do_constant_folding`` changes nothing there. ``after(path, external_data)`` rewrites an ONNX file that is written,
+    and returns the files there are then.
 
     Raises InputError for an option that the format does not have, LoweringError where the format cannot express the
     program, OSError where the file cannot be written.
@@ -56,7 +58,7 @@ def lower(
         return lower_torchscript(program, path, described)
     if kind == "pt2":
         return lower_pt2(program, path, described)
-    return lower_onnx(
+    written = lower_onnx(
         program,
         path,
         described,
@@ -68,6 +70,7 @@ def lower(
         functions=functions,
         function_records=function_records,
     )
+    return after(path, external_data) if after is not None else written
 
 
 def refuse_options(path: Path, kind: Format, **options: object) -> None:

@@ -3,20 +3,26 @@
     x.to(torch.float32)             ->  _to_copy(x, dtype=torch.float32)
     adaptive_avg_pool2d(x, [1, 1])  ->  mean(x, [-2, -1], True)
 
-One node at a time is traced with symbolic sizes under torch's own decompositions, and spliced in.
+One node at a time is traced with symbolic sizes under torch's own decompositions, and spliced in. What PyTorch writes
+in place on its way, such as the gates of a GRU cell, is written as new tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+DECOMPOSED = "fxexport_decomposed"
+"""Key of ``node.meta``: the operator of the program that a node was part of."""
 
 
 def _adaptive_avg_pool(x: torch.Tensor, size: list[int]) -> torch.Tensor:
@@ -39,17 +45,31 @@ _RESPELLED: dict[Any, Callable[..., Any]] = {
 
 
 def decompose_nodes(
-    graph: fx.Graph, needs_it: Callable[[fx.Node], bool], table: Mapping[Any, Callable[..., Any]]
+    graph: fx.Graph,
+    needs_it: Callable[[fx.Node], bool],
+    table: Mapping[Any, Callable[..., Any]],
+    whole: Container[Any] = (),
 ) -> None:
     """Replaces every node for which ``needs_it`` by the operators it consists of, in place.
 
-    ``table``: operator -> decomposition; composite operators without an entry are decomposed as PyTorch runs them.
+    ``table``: operator -> decomposition; composite operators without an entry are decomposed as PyTorch runs them. Those
+    in ``whole`` are decomposed where they are nodes of ``graph``, not as parts of others.
     """
-    values = pytree.tree_leaves([node.meta.get("val") for node in graph.nodes])
-    fake = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), FakeTensorMode())
+    parts = {target: words for target, words in table.items() if target not in whole}
+    fake = fake_mode_of(graph)
     for node in list(graph.nodes):
         if node.op == "call_function" and needs_it(node):
-            splice(graph, node, _RESPELLED.get(node.target, node.target), table, fake)
+            splice(graph, node, _RESPELLED.get(node.target, node.target), _with(node.target, parts, table), fake)
+
+
+def _with(target: Any, parts: Mapping[Any, Any], table: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return {**parts, target: table[target]} if target in table and target not in parts else parts
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """The mode of the fake tensors of ``graph``; a new one where it has none."""
+    values = pytree.tree_leaves([node.meta.get("val") for node in graph.nodes])
+    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None) or FakeTensorMode()
 
 
 def splice(
@@ -66,7 +86,8 @@ def splice(
             if inner.op in ("placeholder", "output"):
                 continue
             copy = graph.node_copy(inner, values.__getitem__)
-            copy.meta = {k: v for k, v in node.meta.items() if k != "val"} | {"val": inner.meta.get("val")}
+            copy.meta = {DECOMPOSED: str(node.target)} | {k: v for k, v in node.meta.items() if k != "val"}
+            copy.meta["val"] = inner.meta.get("val")
             values[inner] = copy
     result = fx.map_arg(traced.graph.output_node().args[0], values.__getitem__)
     _replace(graph, node, result)
@@ -83,7 +104,15 @@ def _trace(
     # Calls of one form share one value, which would make one placeholder of several arguments.
     examples = [n.meta["val"].detach() if isinstance(n.meta["val"], torch.Tensor) else n.meta["val"] for n in inputs]
     with fake, enable_python_dispatcher(), torch.no_grad():
-        return make_fx(run, decomposition_table=table, tracing_mode="real")(*examples)
+        traced = make_fx(run, decomposition_table=table, tracing_mode="real")(*examples)
+        if any(_writes(inner) for inner in traced.graph.nodes):
+            functional = dispatch_functionalize(run)
+            traced = make_fx(functional, decomposition_table=table, tracing_mode="real")(*examples)
+    return traced
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _replace(graph: fx.Graph, node: fx.Node, result: Any) -> None:

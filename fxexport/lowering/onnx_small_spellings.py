@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 aten = torch.ops.aten
 
@@ -78,6 +78,34 @@ def _rrelu(
     return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
 
 
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``source`` in the shape and dtype of ``x``."""
+    return source.to(x.dtype).expand(x.shape)
+
+
+def _vander(x: Tensor, *, N: int | None = None) -> Tensor:
+    """1, x, x * x, ... along a new last axis of ``N``."""
+    count = x.shape[-1] if N is None else N
+    ones = torch.ones_like(x).unsqueeze(-1)
+    powers = torch.cat([ones, x.unsqueeze(-1).expand([*x.shape, count - 1])], -1)
+    return aten.cumprod.default(powers, -1)  # type: ignore[no-any-return]
+
+
+def _by_number(operator: Any) -> Callable[[Tensor, Any], Tensor]:
+    """A size in the place of a plain number, as a tensor of no dimensions, which leaves the dtype as it is."""
+
+    def call(x: Tensor, number: Any) -> Tensor:
+        is_whole = isinstance(number, torch.SymInt)
+        dtype = torch.int64 if is_whole else x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        return operator(x, torch.scalar_tensor(number, dtype=dtype, device=x.device))  # type: ignore[no-any-return]
+
+    return call
+
+
+def _is_size(call: dict[str, Any]) -> bool:
+    return isinstance(call.get("other", call.get("exponent")), fx.Node)
+
+
 def _always(call: dict[str, Any]) -> bool:
     return True
 
@@ -91,6 +119,13 @@ SMALL_SPELLINGS: dict[Any, tuple[Callable[[dict[str, Any]], bool], Callable[...,
     aten.hypot.default: (_always, _hypot),
     aten.copysign.Tensor: (lambda call: bool(call["self"].meta["val"].is_floating_point()), _copysign),
     aten.log_sigmoid.default: (_always, _log_sigmoid),
+    aten.remainder.Scalar: (_is_size, _by_number(aten.remainder.Tensor)),
+    aten.pow.Tensor_Scalar: (_is_size, _by_number(aten.pow.Tensor_Tensor)),
+    aten.bitwise_and.Scalar: (_is_size, _by_number(aten.bitwise_and.Tensor)),
+    aten.bitwise_or.Scalar: (_is_size, _by_number(aten.bitwise_or.Tensor)),
+    aten.bitwise_xor.Scalar: (_is_size, _by_number(aten.bitwise_xor.Tensor)),
+    aten.copy.default: (_always, _copy),
+    aten.linalg_vander.default: (_always, _vander),
     aten.rrelu.default: (lambda call: not call["training"], _rrelu),
 }
 """Operator -> (which calls of it, the call in the words of other operators)."""

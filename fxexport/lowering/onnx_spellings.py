@@ -3,43 +3,64 @@
 roll(x, shift, dim)             ->  x[(arange(size) - shift) % size]      where a size or a shift is symbolic
 x[:, mask] = one value          ->  where(mask, value, x)                 any leading axes, any rank of the mask
 x[:, mask] = many values        ->  the same with the masked axes first
-cumprod, cummax, cummin         ->  of blocks that double in length       where the size is fixed
-inv(a), solve(a, b)             ->  Gauss-Jordan elimination with pivots  up to 16 x 16
+
+and those of the tables of ``onnx_matrix_spellings``, ``onnx_pool_spellings`` and the others beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxexport.lowering.decompose import splice
+from fxexport.lowering.decompose import fake_mode_of, splice
+from fxexport.lowering.onnx_matrix_spellings import MATRIX_SPELLINGS
+from fxexport.lowering.onnx_measure_spellings import MEASURE_SPELLINGS
+from fxexport.lowering.onnx_pool_spellings import POOL_SPELLINGS
+from fxexport.lowering.onnx_running_spellings import RUNNING_SPELLINGS
+from fxexport.lowering.onnx_scatter_spellings import SCATTER_SPELLINGS
 from fxexport.lowering.onnx_small_spellings import SMALL_SPELLINGS
 from fxexport.program import Program
 from fxexport.rewrite import arguments
 
 aten = torch.ops.aten
-MAX_MATRIX = 16
-"""Rows of the largest matrix that is inverted step by step: ten operators a row."""
+_ROUNDS = 4
+"""How deep words are made of words that are spelled out themselves."""
 
 
-def respell(program: Program, known: Any = ()) -> Program:
+def respell(program: Program, known: Container[Any] = ()) -> Program:
     """A program in which the operators above are written out; ``program`` itself is not changed.
 
     Operators in ``known`` have a translation by the user and stay.
     """
-    spelled = [target for target in _SPELLINGS if target not in known]
+    spelled = [target for target in SPELLINGS if target not in known]
     if not any(node.target in spelled for _, _, graph in program.graphs() for node in graph.nodes):
         return program
     written = program.clone()
     for part in written.parts():
-        for node in part.find(*spelled):
-            fits, words = _SPELLINGS[node.target]
-            if fits(arguments(node)):
-                splice(part.graph, node, words, {}, part.fake_mode)
+        spell_out(part.graph, known)
     return written
+
+
+def count_from_front(graph: fx.Graph) -> None:
+    """``sym_size(x, -1)`` with its dimension counted from the front, in place: ONNX has it as the end of a range."""
+    for node in graph.find_nodes(op="call_function", target=aten.sym_size.int):
+        x, dim = node.args
+        node.args = (x, dim % x.meta["val"].dim())
+
+
+def spell_out(graph: fx.Graph, known: Container[Any] = ()) -> None:
+    """Writes out the operators above in ``graph``, in place, until none is left: some are in the words of others."""
+    fake = fake_mode_of(graph)
+    for _ in range(_ROUNDS):
+        fitting = [node for node in graph.nodes if node.target in SPELLINGS and node.target not in known]
+        fitting = [node for node in fitting if SPELLINGS[node.target][0](arguments(node))]
+        for node in fitting:
+            splice(graph, node, SPELLINGS[node.target][1], {}, fake)
+        if not fitting:
+            return
 
 
 # -------------------------------------------------------------------- roll
@@ -132,95 +153,16 @@ def _write_in_front(x: Tensor, mask: Tensor, values: Tensor, first: int, accumul
     return back
 
 
-# -------------------------------------------------------------------- running products and maxima
-
-
-def _is_fixed(call: dict[str, Any]) -> bool:
-    shape = call["self"].meta["val"].shape
-    return not shape or isinstance(shape[call["dim"]], int)
-
-
-def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    if dtype is None and not x.is_floating_point():
-        dtype = torch.int64
-    x = x if dtype is None else x.to(dtype)
-    reach = 1
-    while x.dim() and reach < x.shape[dim]:
-        earlier = x.narrow(dim, 0, x.shape[dim] - reach)
-        x = torch.cat([x.narrow(dim, 0, reach), x.narrow(dim, reach, x.shape[dim] - reach) * earlier], dim)
-        reach *= 2
-    return x
-
-
-def _running(better: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """Values and places of the best so far, the last of equal ones; ``better(later, earlier)`` says where to keep."""
-
-    def run(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        shape = [x.shape[dim] if axis == dim % max(x.dim(), 1) else 1 for axis in range(x.dim())]
-        places = torch.arange(x.shape[dim], device=x.device).reshape(shape).expand(x.shape) if shape else x.long() * 0
-        reach = 1
-        while shape and reach < x.shape[dim]:
-            rest = x.shape[dim] - reach
-            keep = better(x.narrow(dim, reach, rest), x.narrow(dim, 0, rest))
-            both = [torch.where(keep, v.narrow(dim, reach, rest), v.narrow(dim, 0, rest)) for v in (x, places)]
-            x, places = (torch.cat([v.narrow(dim, 0, reach), w], dim) for v, w in zip((x, places), both, strict=True))
-            reach *= 2
-        return x, places
-
-    return run
-
-
-# -------------------------------------------------------------------- small matrices
-
-
-def _is_small(call: dict[str, Any]) -> bool:
-    value = next(iter(call.values())).meta["val"]
-    size = value.shape[-1]
-    return isinstance(size, int) and size <= MAX_MATRIX and value.is_floating_point()
-
-
-def _inverse(a: Tensor) -> Tensor:
-    rows = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    return _eliminated(a, rows.expand(a.shape))
-
-
-def _solve(a: Tensor, b: Tensor, *, left: bool = True) -> Tensor:
-    if not left:
-        return _solve(a.mT, b.mT).mT
-    if b.dim() == 1 or (b.dim() == a.dim() - 1 and b.shape == a.shape[:-1]):  # vectors, as linalg.solve reads them
-        return _solve(a, b.unsqueeze(-1)).squeeze(-1)
-    shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
-    return _eliminated(a.expand([*shape, *a.shape[-2:]]), b.expand([*shape, *b.shape[-2:]]))
-
-
-def _eliminated(a: Tensor, b: Tensor) -> Tensor:
-    """``a^-1 @ b`` by Gauss-Jordan elimination, in each step with the row that has the largest number of the column.
-
-    ``a`` [..., n, n], ``b`` [..., n, m]. A singular matrix, which eager refuses, gives Inf and NaN.
-    """
-    size = a.shape[-1]
-    work = torch.cat([a, b], -1)
-    rows = torch.arange(size, device=a.device)
-    for k in range(size):
-        largest = work[..., k:, k].abs().argmax(-1, keepdim=True) + k
-        order = torch.where(rows == k, largest, torch.where(rows == largest, k, rows))
-        work = work.gather(-2, order.unsqueeze(-1).expand(work.shape))
-        pivot = work[..., k : k + 1, :] / work[..., k : k + 1, k : k + 1]
-        work = torch.where((rows == k).unsqueeze(-1), pivot, work - work[..., :, k : k + 1] * pivot)
-    return work[..., size:]
-
-
-_SPELLINGS: dict[Any, tuple[Callable[[dict[str, Any]], bool], Callable[..., Any]]] = {
+SPELLINGS: dict[Any, tuple[Callable[[dict[str, Any]], bool], Callable[..., Any]]] = {
     aten.roll.default: (_rolls_unknown, _roll),
     aten.fft_fftshift.default: (_shifts_unknown, _fftshift),
     aten.fft_ifftshift.default: (_shifts_unknown, _ifftshift),
     aten.index_put.default: (_writes_by_mask, _write_by_mask),
-    aten.cumprod.default: (_is_fixed, _cumprod),
-    aten.cummax.default: (_is_fixed, _running(lambda later, earlier: (later >= earlier) | (later != later))),
-    aten.cummin.default: (_is_fixed, _running(lambda later, earlier: (later <= earlier) | (later != later))),
-    aten.linalg_inv.default: (_is_small, _inverse),
-    aten.inverse.default: (_is_small, _inverse),
-    aten.linalg_solve.default: (_is_small, _solve),
+    **MATRIX_SPELLINGS,
+    **MEASURE_SPELLINGS,
+    **POOL_SPELLINGS,
+    **RUNNING_SPELLINGS,
+    **SCATTER_SPELLINGS,
     **SMALL_SPELLINGS,
 }
 """Operator -> (which calls of it, the call in the words of other operators)."""

@@ -98,6 +98,10 @@ def _wiring(spec: PipelineSpec) -> list[Part]:
 
 
 def _notes(report: PipelineReport) -> Iterator[str]:
+    """What is said of several parts in the same words is said once."""
     yield from report.notes
+    told: dict[str, list[str]] = {}
     for name, each in report.parts.items():
-        yield from (f"{name}: {note}" for note in each.notes)
+        for note in dict.fromkeys(each.notes):
+            told.setdefault(note, []).append(name)
+    yield from (f"{', '.join(names)}: {note}" for note, names in told.items())

@@ -12,6 +12,7 @@ from typing import Any
 from fxexport.blame import Blame
 from fxexport.capture.private_copy import preserved_process_state
 from fxexport.lowering.onnx_functions import FunctionRecord
+from fxexport.precision import PrecisionRecord
 from fxexport.rewrite import PassRecord
 from fxexport.signature import Signature
 from fxexport.validation import ValidationReport
@@ -27,6 +28,7 @@ class Report:
         functions: what became of the modules that were to be ONNX functions.
         files: published files with their sizes in bytes.
         nodes: operator calls captured, and operator calls after the passes.
+        precision: what was done to compute with fewer bits, where that was asked for.
         blame: the first wrong rewrite, where the validation failed and it was found.
     """
 
@@ -39,6 +41,7 @@ class Report:
     nodes: tuple[int, int] = (0, 0)
     validation: ValidationReport | None = None
     blame: Blame | None = None
+    precision: PrecisionRecord | None = None
     stages: dict[str, float] = field(default_factory=dict)
     functions: list[FunctionRecord] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
@@ -62,8 +65,9 @@ class Report:
             "signature": self.signature.to_json() if self.signature else None,
             "nodes": {"captured": self.nodes[0], "rewritten": self.nodes[1]},
             "passes": [record.to_json() for record in self.passes],
-            "notes": self.notes,
+            "notes": list(dict.fromkeys(self.notes)),
             "validation": self.validation.to_json() if self.validation else None,
+            "precision": self.precision.to_json() if self.precision else None,
             "blame": self.blame.to_json() if self.blame else None,
             "functions": [asdict(record) for record in self.functions],
             "seconds": self.stages,

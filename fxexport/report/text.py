@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from fxexport.lowering.onnx_functions import FunctionRecord
+from fxexport.precision import Kept, PrecisionRecord
 from fxexport.report.explanation import merged_modules, sorted_out
 from fxexport.report.layout import Part, bullets, digits, heading, human_size, paragraph, table
 from fxexport.report.program_text import shown_place, shown_text
@@ -83,6 +84,7 @@ def report_parts(report: Report) -> list[Part]:
     if report.signature:
         parts += signature_parts(report.signature)
     parts += passes_parts(report.passes, report.nodes)
+    parts += precision_parts(report.precision)
     if report.validation:
         parts += validation_parts(report.validation)
     parts += functions_parts(report.functions)
@@ -101,6 +103,10 @@ def metadata_parts(path: Path, metadata: Mapping[str, Any]) -> list[Part]:
     ]
     rows = [(entry["name"], str(entry["count"])) for entry in metadata.get("passes", ())]
     parts += [heading("Passes"), table(("pass", ">rewritten"), rows)] if rows else []
+    if metadata.get("precision"):
+        entry = dict(metadata["precision"])
+        entry["kept"] = [Kept(each["module"], tuple(each["operators"]), each["reason"]) for each in entry["kept"]]
+        parts += precision_parts(PrecisionRecord(**entry))
     return parts + _versions(metadata.get("versions", {})) + notes_parts(metadata.get("notes", ()))
 
 
@@ -195,6 +201,30 @@ def _where(record: PassRecord) -> str:
 def functions_parts(functions: Sequence[FunctionRecord]) -> list[Part]:
     """What became of the modules that were to be ONNX functions."""
     return [heading("ONNX functions"), bullets([str(each) for each in functions])] if functions else []
+
+
+def precision_parts(precision: PrecisionRecord | None) -> list[Part]:
+    """What computes with fewer bits, by which tolerance that was proved, and what stays in float32."""
+    if precision is None:
+        return []
+    calls = (
+        f"{precision.lowered} of {precision.total} operators" if precision.total else f"{precision.lowered} operators"
+    )
+    groups: dict[tuple[str, str], list[str]] = {}
+    for kept in precision.kept:
+        groups.setdefault((", ".join(kept.operators), kept.reason), []).append(kept.module)
+    rows = [
+        (reason, operators, ", ".join(merged_modules(modules)) or "(the model itself)")
+        for (operators, reason), modules in groups.items()
+    ]
+    told = table(("stays in float32 since", "operators", "~in modules"), rows) if rows else None
+    return [
+        heading("Precision"),
+        paragraph(f"{precision.name}: {calls}"),
+        paragraph(f"tolerance: {precision.tolerance}"),
+        *([told] if told is not None else []),
+        *([bullets(precision.notes)] if precision.notes else []),
+    ]
 
 
 def _files(files: Mapping[str, int]) -> list[Part]:

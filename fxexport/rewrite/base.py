@@ -46,8 +46,9 @@ class Pass(ABC):
     (``fold-batchnorm{into_next=false}``), and the docstring draws the rewrite and says when it is exact.
     ``default`` says whether a pass of the built-in library is part of the default pipeline; a pass from
     elsewhere runs only where it is named. ``after`` and ``before`` name passes that it must not precede or
-    follow where both are in a pipeline. ``formats`` are the formats of artifacts for which it is worth it, such as
-    ``("onnx",)``; none means all.
+    follow where both are in a pipeline. ``repeats`` says that the pass is cheap and cleans up after others: it runs again
+    at the end where later passes changed something (see ``PassManager``). ``formats`` are the formats of artifacts for
+    which it is worth it, such as ``("onnx",)``; none means all.
 
     To make an instance raises InputError where the class has no name that a pipeline can spell, or annotated fields
     that are no options because it is no dataclass.
@@ -58,6 +59,7 @@ class Pass(ABC):
     after: ClassVar[tuple[str, ...]] = ()
     before: ClassVar[tuple[str, ...]] = ()
     formats: ClassVar[tuple[str, ...]] = ()
+    repeats: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # Not in __post_init__: a forgotten @dataclass would first be a TypeError about an unexpected argument.

@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from torch import fx
-
-from fxexport.control_flow import control_flow
 from fxexport.errors import InputError, PassError, VerifyError
 from fxexport.program import Program
 from fxexport.rewrite.base import Pass, PassResult
 from fxexport.rewrite.bisect_rewrites import first_bad
-from fxexport.rewrite.checks import changed_calls, check_change, fixed_dimensions
+from fxexport.rewrite.checks import changed_calls, check_change, fixed_dimensions, untouched
 from fxexport.rewrite.everywhere import run_everywhere
+from fxexport.rewrite.explaining import explained
 from fxexport.rewrite.ledger import PassRecord, describe_call, place
 from fxexport.rewrite.rule_pass import RulePass
 
@@ -26,6 +24,9 @@ Judge = Callable[[Program, Program], float]
 MAX_GROWTH = 0.25
 FREE_GROWTH = 16 * 2**20
 """A pass may add a quarter to the bytes of the constants, and always 16 MiB: more than folding ever needs."""
+
+MAX_ROUNDS = 4
+"""How often each pass that repeats runs again, on average, before it is left at that."""
 
 
 class PassManager:
@@ -37,6 +38,9 @@ class PassManager:
     invalid program is rolled back; then ``on_error="raise"`` raises PassError or VerifyError naming the pass,
     the match or node and its source line, ``on_error="skip"`` records the error and goes on. ``FXEXPORT_TRACE=1``
     prints to stderr a line per pass, each rewrite and the best near-misses.
+
+    When all have run, those that repeat (``Pass.repeats``) run again, as long as others changed the program since, for
+    ``MAX_ROUNDS`` rounds at most. ``ran``: the passes behind the records of the last run; of what ran again only what fired.
     """
 
     def __init__(
@@ -56,25 +60,57 @@ class PassManager:
         self.on_error = on_error
         self.judge = judge
         self.max_growth = max_growth
+        self.ran: list[Pass] = []
+        self._twin: tuple[Program, Program] | None = None
 
     def run(self, program: Program, *, limit: int | None = None) -> tuple[Program, list[PassRecord]]:
-        """The rewritten program and one record for each pass.
+        """The rewritten program and one record for each pass, then one for each that fired again.
 
         ``limit`` applies the first rewrites only, counted over all passes (a pass that is no NodePass or PatternPass
-        counts as one): the state in between, for those who look for the rewrite that is at fault.
+        counts as one): the state in between, for those who look for the rewrite that is at fault. Then nothing repeats.
         """
-        records = []
-        if control_flow(program.graph):  # results and operands that nothing reads are no part of any pass's change
+        records: list[PassRecord] = []
+        self.ran, self._twin = [], None
+        if self.passes:
             program = program.clone()
-            program.erase_dead()
+            program.erase_dead()  # what nothing reads is no part of any pass's change
         for pass_ in self.passes:
             program, record = self._step(pass_, program, limit)
-            records.append(record)
+            self._enter(pass_, record, records, quiet=limit is not None)
             if limit is not None:
                 limit -= steps_of(pass_, record)
-            elif os.environ.get("FXEXPORT_TRACE") == "1":  # not the many runs of a search
-                _trace(record)
+        program = program if limit is not None else self._repeat(program, records)
+        self._twin = None
         return program, records
+
+    def _enter(self, pass_: Pass, record: PassRecord, records: list[PassRecord], *, quiet: bool = False) -> None:
+        self.ran.append(pass_)
+        records.append(record)
+        if not quiet and os.environ.get("FXEXPORT_TRACE") == "1":  # not the many runs of a search
+            _trace(record)
+
+    def _repeat(self, program: Program, records: list[PassRecord]) -> Program:
+        """Runs those that repeat, the one that waited longest first, until each has seen what the others changed."""
+        seen = {place: place for place, pass_ in enumerate(self.passes) if pass_.repeats and not records[place].error}
+        newest = max((place for place, record in enumerate(records) if record.count), default=-1)
+        for clock in range(len(self.passes), len(self.passes) + MAX_ROUNDS * len(seen)):
+            stale = [place for place in seen if seen[place] < newest]
+            if not stale:
+                break
+            place = min(stale, key=seen.__getitem__)
+            program, record = self._step(self.passes[place], program, None)
+            seen[place] = clock
+            if record.count or record.error:
+                self._enter(self.passes[place], record, records)
+                newest = clock
+            if record.error:
+                del seen[place]
+        left = [str(self.passes[place]) for place in seen if seen[place] < newest]
+        if left:
+            program.notes.append(
+                f"the passes were stopped after {MAX_ROUNDS} more rounds: {', '.join(left)} may find more to rewrite"
+            )
+        return program
 
     def _step(self, pass_: Pass, before: Program, limit: int | None) -> tuple[Program, PassRecord]:
         start, result, message, delta = time.perf_counter(), PassResult(0), None, None
@@ -102,12 +138,19 @@ class PassManager:
         return after, record
 
     def _transact(self, pass_: Pass, before: Program, limit: int | None) -> tuple[Program, PassResult, float | None]:
-        """The program after ``pass_``, verified. What goes wrong is a PassError, and ``before`` is as it was."""
+        """The program after ``pass_``, verified; ``before`` itself where nothing was to do. What goes wrong is a
+        PassError, and ``before`` is as it was."""
         if limit == 0 and not isinstance(pass_, RulePass):
             return before, PassResult(0), None
-        after, known, result, delta = before.clone(), fixed_dimensions(before), None, None
+        known, result, delta = fixed_dimensions(before), None, None
         try:
+            if isinstance(pass_, RulePass) and not pass_.concerns(before):
+                return before, PassResult(0), None
+            after = self._copy(before)
             result = run_everywhere(pass_, after, limit)
+            if not result.modified and known == fixed_dimensions(before) and untouched(before, after):
+                self._twin = before, after
+                return before, result, None
             after.verify()
             after.erase_dead()
             changed = changed_calls(before, after)
@@ -120,13 +163,18 @@ class PassManager:
             if self.judge is not None and result.modified:
                 delta = self._judge(pass_, before, after, result)
         except Exception as error:
-            raise _explain(pass_, error, result, self.on_error) from error
+            raise explained(pass_, error, result, self.on_error) from error
         for node in changed:
             # A new dictionary each time: a node shares its `custom` with the one it was made from.
             custom = dict(node.meta.get("custom") or {})
             custom["fxexport_passes"] = (*custom.get("fxexport_passes", ()), pass_.name)
             node.meta["custom"] = custom
         return after, result, delta
+
+    def _copy(self, program: Program) -> Program:
+        """A copy to work on: the one that the pass before left as it was, or a new one."""
+        twin, self._twin = self._twin, None
+        return twin[1] if twin is not None and twin[0] is program else program.clone()
 
     def _judge(self, pass_: Pass, before: Program, after: Program, result: PassResult) -> float:
         """The numeric delta. Raises VerifyError naming the first rewrite after which the numbers are wrong."""
@@ -175,34 +223,3 @@ def _trace(record: PassRecord) -> None:
         print(f"fxexport:   rewrote {rewrite}", file=sys.stderr)
     for miss in record.near_misses:
         print(f"fxexport:   near miss {miss}", file=sys.stderr)
-
-
-def _explain(pass_: Pass, error: Exception, result: PassResult | None, on_error: str) -> PassError:
-    """``error`` as a PassError (a VerifyError stays one) that names the pass, and the match or node it worked on.
-
-    The way out is named only where it was not taken: a record says itself that the pass was rolled back.
-    """
-    node = _node_at_fault(error)
-    what = str(error) if isinstance(error, PassError) else f"{type(error).__name__}: {error}"
-    where = f" at {describe_call(node)}" if node is not None and node.name not in what else ""
-    made = [r for r in result.rewrites if _names(what, r.made)] if isinstance(result, PassResult) else []
-    whose = f" (made by {made[-1]})" if made else ""
-    kind = VerifyError if isinstance(error, VerifyError) else PassError
-    way_out = "" if on_error == "skip" else '; the program was rolled back (on_error="skip" goes on without it)'
-    return kind(f"pass {pass_}{where}: {what}{whose}{way_out}")
-
-
-def _names(text: str, made: Sequence[str]) -> bool:
-    words = set(text.replace(",", " ").split())
-    return not words.isdisjoint(made)
-
-
-def _node_at_fault(error: Exception) -> fx.Node | None:
-    """The local variable ``node`` of the innermost frame that has one: what was worked on when it failed."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        candidate = trace.tb_frame.f_locals.get("node")
-        if isinstance(candidate, fx.Node):
-            found = candidate
-        trace = trace.tb_next
-    return found

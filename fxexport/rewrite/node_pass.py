@@ -48,6 +48,10 @@ class NodePass(RulePass):
         looks right is left alone, for the ledger; None or False where there is nothing to do.
         """
 
+    def operators(self, program: Program) -> Sequence[Any]:
+        """What ``rewrite`` is tried at, in the form of ``targets``; for a pass that is not about certain operators."""
+        return self.targets
+
     @cached_property
     def memo(self) -> dict[Any, Any]:
         """For ``rewrite``: what it found or made and will want again in this run. Each run starts with an empty one."""
@@ -64,12 +68,13 @@ class NodePass(RulePass):
 
     def rules(self, program: Program) -> Sequence[Rule]:
         """This pass, as one rule: a copy of it for each run, with a memo of its own."""
-        return [_NodeRule(replace(self))]
+        return [_NodeRule(replace(self), tuple(expand_targets(self.operators(program))))]
 
 
 @dataclass(frozen=True)
 class _NodeRule:
     owner: NodePass
+    targets: tuple[Any, ...]
 
     @property
     def label(self) -> str:
@@ -78,10 +83,6 @@ class _NodeRule:
     @property
     def tier(self) -> int:
         return 0
-
-    @property
-    def targets(self) -> list[Any]:
-        return list(expand_targets(self.owner.targets))
 
     def attempt(self, program: Program, node: fx.Node, book: Book) -> bool:
         known = len(program.made)

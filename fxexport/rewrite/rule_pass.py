@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch._ops import OpOverloadPacket
 
+from fxexport.control_flow import control_flow
 from fxexport.program import Program
 from fxexport.rewrite.base import Pass, PassResult
 from fxexport.rewrite.engine import MAX_ROUNDS, Rule, run_rules
@@ -25,6 +26,13 @@ class RulePass(Pass):
     @abstractmethod
     def rules(self, program: Program) -> Sequence[Rule]:
         """The rules for ``program``, first come first served at calls that several of them fit."""
+
+    def concerns(self, program: Program) -> bool:
+        """False where ``program`` has no call at which some rule would be tried, so that there is nothing to run."""
+        if type(self).run is not RulePass.run or control_flow(program.graph):  # what is inside is not looked through
+            return True
+        called = {node.target for node in program.graph.nodes if node.op == "call_function"}
+        return any(not called.isdisjoint(rule.targets) for rule in self.rules(program))
 
     def run(self, program: Program, limit: int | None = None) -> PassResult:
         """Rewrites ``program`` in place until no rule fires, or ``limit`` rewrites were made.

@@ -56,9 +56,11 @@ _BITS = {
 }
 
 
-def tolerance_for(dtype: torch.dtype, rtol: float | None = None, atol: float | None = None) -> Tolerance:
+def tolerance_for(
+    dtype: torch.dtype, rtol: float | None = None, atol: float | None = None, usual: Tolerance | None = None
+) -> Tolerance:
     """The tolerance for ``dtype``; an ``atol`` given is absolute, the default scales with the reference's
-    RMS.
+    RMS. ``usual`` stands for the default, of an artifact that computes with fewer bits than its outputs have.
 
     Integers and bools are exact whatever is given; complex dtypes are judged as their real parts. Raises
     InputError for a negative or non-finite tolerance, and for a float dtype other than float16/32/64 and
@@ -69,7 +71,7 @@ def tolerance_for(dtype: torch.dtype, rtol: float | None = None, atol: float | N
             raise InputError(f"{label}={value} is not a tolerance; give a finite number >= 0 or None")
     if not _is_inexact(dtype):
         return _EXACT
-    default = _DEFAULTS.get(_REAL_OF.get(dtype, dtype))
+    default = usual or _DEFAULTS.get(_REAL_OF.get(dtype, dtype))
     if default is None:
         raise InputError(f"outputs of {dtype} cannot be compared; cast the output to float32 in the model")
     return Tolerance(

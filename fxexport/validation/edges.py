@@ -5,7 +5,7 @@ A value that was baked at the example and that fresh values like the example's d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ from fxexport.validation.values import (
 )
 
 LARGE = 1000.0
+OUT_OF_RANGE = "large"
+"""How the labels of edges begin whose values are far larger than the example's."""
 _MOST_ALONE = 3  # inputs that are changed one by one, where eager does not take them changed together
 _FIRST_SEED = 100
 
@@ -55,7 +57,7 @@ _EDGES: Sequence[tuple[Mapping[Kind, str], Mapping[Kind, Change]]] = (
         {"mask": "masks of zeros", "lengths": "shortest lengths"},
         {"mask": lambda t, g, _: torch.zeros_like(t), "lengths": _LENGTHS["shortest"]},
     ),
-    ({"real": "large"}, {"real": lambda t, g, _: t * LARGE}),
+    ({"real": OUT_OF_RANGE}, {"real": lambda t, g, _: t * LARGE}),
     ({"real": "ones"}, {"real": lambda t, g, pairs: constant(t, 1.0, pairs=pairs)}),
 )
 
@@ -71,15 +73,18 @@ class Edge:
     alone: tuple[Point, ...] = ()
 
 
-def edges(signature: Signature, examples: Sequence[torch.Tensor]) -> list[Edge]:
+def edges(signature: Signature, examples: Sequence[torch.Tensor], assumed: Collection[str] = ()) -> list[Edge]:
     """The edge values of the inputs, at the example's own sizes, the most telling first; the same on every call.
 
-    All that an edge does not concern gets fresh values. Edges at which the example already is are left out.
+    Inputs that are ``assumed`` to hold certain values are no part of any. All that an edge does not concern gets fresh
+    values. Edges at which the example already is are left out.
     """
     roles = roles_of(signature, examples)
     found = []
     for number, (labels, changes) in enumerate(_EDGES):
-        concerned = [i for i, role in enumerate(roles) if role.kind in changes]
+        concerned = [
+            i for i, role in enumerate(roles) if role.kind in changes and signature.inputs[i].name not in assumed
+        ]
         if not concerned:
             continue
         sizes = _sizes(signature, examples, roles) if "lengths" in changes else example_sizes(signature, examples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from fxexport.capture.recording_decisions import decisions_of
 from fxexport.capture.reference import Reference, Tensors
 from fxexport.errors import ValidationError
+from fxexport.input_assumption import InputAssumption, met
 from fxexport.signature import Signature
 from fxexport.validation.compare import OutputComparison
 from fxexport.validation.numbers import Scales
@@ -67,6 +68,7 @@ class Judge:
         signature: of the whole captured call, also of inputs that the artifact does not have; it takes those of ``fed``.
         examples: the flat example inputs, and ``expected`` eager's outputs for them.
         assumed: site of a decision on values -> the only side that the artifact has.
+        inputs_assumed: what is guaranteed of inputs: points get the values that meet it.
         seconds: what the slowest check took.
         spent: what all checks took together.
     """
@@ -79,6 +81,7 @@ class Judge:
     scales: Scales
     fed: Collection[str]
     assumed: Mapping[str, bool] = field(default_factory=dict)
+    inputs_assumed: Sequence[InputAssumption] = ()
     seconds: float = 0.0
     spent: float = 0.0
 
@@ -90,8 +93,15 @@ class Judge:
         self.seconds, self.spent = max(self.seconds, taken), self.spent + taken
         return result
 
+    def meeting(self, point: Point) -> Point:
+        """``point`` with the values that the assumptions say."""
+        if not self.inputs_assumed:
+            return point
+        names = [spec.name for spec in self.signature.inputs]
+        return replace(point, inputs=met(self.inputs_assumed, names, point.inputs))
+
     def _check(self, point: Point, expected: Tensors | None) -> PointResult:
-        sizes = dict(point.sizes)
+        sizes, point = dict(point.sizes), self.meeting(point)
         try:
             if other := self._not_assumed(point):
                 return PointResult(point.label, sizes, skipped=other)
@@ -102,7 +112,7 @@ class Judge:
         if point.lenient and all(mask.numel() and bool(mask.all()) for mask in undefined):
             return PointResult(point.label, sizes, skipped="not compared: eager returns NaN or Inf")
         try:
-            got = self._run(point)
+            got = self.run(point)
         except ValidationError as error:
             return PointResult(point.label, sizes, error=str(error))
         names = [spec.name for spec in self.signature.outputs]
@@ -150,7 +160,8 @@ class Judge:
         told = tuple(f"{name!r} not compared: {excuse}" for name, excuse in left_out.items())
         return PointResult(point.label, dict(point.sizes), tuple(kept), left_out=told)
 
-    def _run(self, point: Point) -> list[torch.Tensor]:
+    def run(self, point: Point) -> list[torch.Tensor]:
+        """The artifact's outputs at ``point``, as it is. Raises ValidationError where it does not run."""
         names = [spec.name for spec in self.signature.inputs]
         given = dict(zip(names, point.inputs, strict=True))
         outputs = self.process.run({name: value for name, value in given.items() if name in self.fed})

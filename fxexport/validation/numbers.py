@@ -12,19 +12,21 @@ from fxexport.capture.reference import Reference, Tensors
 from fxexport.errors import PassError, VerifyError
 from fxexport.program import Program
 from fxexport.rewrite.manager import Judge
-from fxexport.validation.compare import OutputComparison, compare_outputs, tolerance_for
+from fxexport.validation.compare import OutputComparison, Tolerance, compare_outputs, tolerance_for
 
 
 @dataclass(frozen=True)
 class Scales:
     """How outputs are weighed: the tolerance (None: the default of the dtype), and outputs that are random.
 
-    ``unstable``: names of outputs of which only shape and dtype are compared.
+    ``unstable``: names of outputs of which only shape and dtype are compared. ``usual``: the default tolerance of an
+    artifact that computes with fewer bits than the model; a float64 run says nothing of it.
     """
 
     rtol: float | None = None
     atol: float | None = None
     unstable: Collection[str] = ()
+    usual: Tolerance | None = None
 
     def compare(
         self,
@@ -48,8 +50,10 @@ class Scales:
                 want[i] = have
             elif undefined is not None and bool(undefined[i].any()):
                 want[i] = torch.where(undefined[i].cpu(), have, tensor)
-        results = compare_outputs(names, want, got, lambda dtype: tolerance_for(dtype, self.rtol, self.atol))
-        default = self.rtol is None and self.atol is None
+        results = compare_outputs(
+            names, want, got, lambda dtype: tolerance_for(dtype, self.rtol, self.atol, self.usual)
+        )
+        default = self.rtol is None and self.atol is None and self.usual is None
         if default and float64 is not None and not all(result.passed for result in results):
             try:
                 doubles = [tensor.cpu() for tensor in float64()]

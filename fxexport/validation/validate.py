@@ -12,9 +12,12 @@ import torch
 from fxexport.capture.reference import Reference, Tensors
 from fxexport.decisions import Decision
 from fxexport.errors import ValidationError
+from fxexport.input_assumption import InputAssumption
 from fxexport.signature import Signature
+from fxexport.validation.beyond import beyond
 from fxexport.validation.both_sides import both_sides
-from fxexport.validation.edges import edges
+from fxexport.validation.compare import Tolerance
+from fxexport.validation.edges import LARGE, OUT_OF_RANGE, Edge, edges
 from fxexport.validation.judge import Judge, PointResult
 from fxexport.validation.numbers import Scales
 from fxexport.validation.runner import ArtifactProcess
@@ -70,9 +73,11 @@ def validate(
     unstable: Collection[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
+    usual: Tolerance | None = None,
     sizes: bool = True,
     further: Sequence[Point] = (),
     decisions: Sequence[Decision] = (),
+    assumptions: Sequence[InputAssumption] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> ValidationReport:
     """Runs the artifact at ``path`` at every point of :func:`points`, at ``further`` ones, at edge values and on both sides
@@ -81,9 +86,11 @@ def validate(
     ``examples`` hold a tensor for every input of the captured call, also for those that the artifact does not have
     (``signature.unread``).
 
+    Every point meets the ``assumptions``; by how much the artifact differs where they do not hold is a limit.
     ``expected`` are the eager outputs of the example where they are known already. Nothing is raised for a wrong
     artifact: the report says so, and the caller gates on it. A failing dimension of size 1 that the user did not
-    declare by name is reported as a limit.
+    declare by name is reported as a limit. ``usual`` is the default tolerance of an artifact of lower precision; where that
+    one fails at values far larger than the example's, it is a limit, too.
     """
     report = ValidationReport()
     try:
@@ -96,8 +103,8 @@ def validate(
     signature = signature.whole_call(reference.call.paths) if signature.unread else signature
     expected = reference.run(examples) if expected is None else expected
     assumed = {d.site: d.value for d in decisions if d.form in ("assumed", "raises") and d.value is not None}
-    scales = Scales(rtol, atol, frozenset(unstable))
-    judge = Judge(process, reference, signature, examples, expected, scales, fed, assumed)
+    scales = Scales(rtol, atol, frozenset(unstable), usual)
+    judge = Judge(process, reference, signature, examples, expected, scales, fed, assumed, assumptions)
     proof = _Proof(report, judge, progress)
     plan = [*points(signature, examples, sizes=sizes), *further]
     proof.ordinary(plan)
@@ -107,6 +114,8 @@ def validate(
         proof.decisions(decisions, plan)
     if sizes and report.passed:
         _find_ranges(report, judge, path, examples)
+    if report.passed:
+        report.limits += beyond(judge, assumptions)
     return report
 
 
@@ -139,11 +148,15 @@ class _Proof:
         """Values unlike the example's, as long as the time for them lasts."""
         deadline = time.monotonic() + max(_EDGE_SECONDS, self.judge.spent)
         alone: list[Point] = []
-        for edge in edges(self.judge.signature, self.judge.examples):
+        for edge in self._edges():
             result = self._in_time(edge.point, deadline)
             alone += edge.alone if result is not None and result.skipped else ()
         for point in alone:
             self._in_time(point, deadline)
+
+    def _edges(self) -> list[Edge]:
+        assumed = [each.input for each in self.judge.inputs_assumed]
+        return edges(self.judge.signature, self.judge.examples, assumed)
 
     def _in_time(self, point: Point, deadline: float) -> PointResult | None:
         """The result at ``point``; None where the artifact is wrong already, or where time is over, which is recorded."""
@@ -154,6 +167,10 @@ class _Proof:
             self._record(point, PointResult(point.label, dict(point.sizes), skipped=late))
             return None
         result = self._checked(point)
+        if self.judge.scales.usual and point.label.startswith(OUT_OF_RANGE) and not result.passed:
+            told = f"values {LARGE:g} times the example's are beyond the lower precision: {result.reason}"
+            self.report.limits.append(told)
+            result = PointResult(point.label, dict(point.sizes), skipped=told)
         self._record(point, result)
         return result
 
@@ -161,7 +178,7 @@ class _Proof:
         """Inputs that take the sides of decisions which no point so far took."""
         judge = self.judge
         self.progress("decisions")
-        seen = [*tried, *(edge.point for edge in edges(judge.signature, judge.examples))]
+        seen = [*tried, *(edge.point for edge in self._edges())]
         sides = both_sides(judge.reference, judge.signature, judge.examples, decisions, seen)
         for point in sides.points:
             self._record(point, self._checked(point))
@@ -174,7 +191,7 @@ class _Proof:
     def _record(self, point: Point, result: PointResult) -> None:
         self.report.points.append(result)
         if not result.passed:
-            self.report.failing_inputs = self.report.failing_inputs or point.inputs
+            self.report.failing_inputs = self.report.failing_inputs or self.judge.meeting(point).inputs
 
 
 def _find_ranges(report: ValidationReport, judge: Judge, path: Any, examples: Sequence[torch.Tensor]) -> None:

@@ -112,7 +112,9 @@ def assert_simplified(artifact: fxexport.Artifact, model: nn.Module) -> None:
     norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     assert counts["fold-batchnorm"] == norms
     left = {name.lower().replace("_", "") for name in operators(artifact)}
-    assert not {name for name in left if "dropout" in name or "batchnorm" in name}
+    assert not {name for name in left if "dropout" in name}
+    if norms:  # else it is how the affine part of a group normalization is written in ONNX
+        assert not {name for name in left if "batchnorm" in name}
 
 
 def operators(artifact: fxexport.Artifact) -> set[str]:

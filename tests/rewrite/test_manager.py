@@ -18,6 +18,7 @@ from fxexport.capture.pipeline import capture_model
 from fxexport.errors import InputError, PassError, VerifyError
 from fxexport.program import Program
 from fxexport.rewrite import NodePass, Pass, PassManager, PassRecord, PassResult, resolve
+from fxexport.rewrite.manager import MAX_ROUNDS
 from fxexport.validation.numbers import Scales, judge_on
 
 aten = torch.ops.aten
@@ -496,3 +497,61 @@ def test_a_right_class_is_made_copied_and_pickled() -> None:
     assert str(Named()) == "named.2"
     assert copy.deepcopy(Named()) == Named()
     assert pickle.loads(pickle.dumps(ReluToTanh())) == ReluToTanh()
+
+
+@dataclass(frozen=True)
+class TanhToRelu(NodePass):
+    name: ClassVar[str] = "tanh-to-relu"
+    targets = (aten.tanh.default,)
+    repeats = True
+
+    def rewrite(self, program: Program, node: fx.Node) -> fx.Node:
+        return program.insert(aten.relu.default, node.args, before=node)
+
+
+@dataclass(frozen=True)
+class ReluBackToTanh(NodePass):
+    name: ClassVar[str] = "relu-back-to-tanh"
+    targets = (aten.relu.default,)
+    repeats = True
+
+    def rewrite(self, program: Program, node: fx.Node) -> fx.Node:
+        return program.insert(aten.tanh.default, node.args, before=node)
+
+
+def test_passes_that_never_end_are_stopped_and_it_is_told(program: Program) -> None:
+    after, records = PassManager([ReluBackToTanh(), TanhToRelu()]).run(program)
+    assert 2 < len(records) <= 2 * (1 + MAX_ROUNDS)
+    assert any("stopped after" in note and "may find more" in note for note in after.notes)
+    assert not any("stopped after" in note for note in program.notes)
+
+
+def test_a_pass_that_finds_nothing_costs_no_copy(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[Program] = []
+    clone = Program.clone
+
+    def counted(self: Program) -> Program:
+        copies.append(self)
+        return clone(self)
+
+    monkeypatch.setattr(Program, "clone", counted)
+    nothing = [*(resolve("cancel-casts") * 5), *(resolve("merge-common-subexpressions,remove-assertions") * 5)]
+    PassManager(nothing).run(program)
+    assert len(copies) <= 2  # the one that is returned, and one to work on
+
+
+@dataclass(frozen=True)
+class Reorders(Pass):
+    """Puts a call elsewhere and says that it did nothing."""
+
+    name: ClassVar[str] = "reorders"
+
+    def run(self, program: Program) -> PassResult:
+        relu = next(program.find(aten.relu.default))
+        next(program.find(aten.linear.default)).prepend(relu)
+        return PassResult(0)
+
+
+def test_a_pass_that_says_nothing_of_what_it_did_is_still_verified(program: Program) -> None:
+    with pytest.raises(VerifyError, match="not well formed"):
+        PassManager([Reorders()]).run(program)

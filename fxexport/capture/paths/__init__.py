@@ -1,7 +1,8 @@
 """Every way through the Python decisions that a model takes on tensor values, in one graph.
 
-The model runs through ``torch.export`` once for each side of a decision, and each side until it joins a run that is known
-(see ``states``). What the runs share is in the graph once; their sides stand under a select, a branch or a loop.
+While ``torch.export`` captures it, the model runs once for each side of a decision, and each side until it joins a run
+that is known (see ``states``). What the runs share is computed once (see ``tape``), and is in the graph once; their sides
+stand under a select, a branch or a loop. Where several runs in one capture could show in one another, each has its own.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch.export import ExportedProgram
 
 from fxexport.capture.flat_model import FlatModel
 from fxexport.capture.paths.assembling import assemble
+from fxexport.capture.paths.deciding import Choose, Stops, TooMany
 from fxexport.capture.paths.exploring import Assumed, Banned, Explorer, Line, Unstructured
-from fxexport.capture.paths.tracing import Choose, Stops, TooMany, Trace, trace
+from fxexport.capture.paths.tape import NotShared
+from fxexport.capture.paths.tracing import Capturing, MakeRun, Trace
 from fxexport.decisions import Decision
 from fxexport.errors import CaptureError, InputError
 
 MOST_RUNS = 64
 MOST_DECISIONS = 64
-MOST_NODES = 200_000
 _ATTEMPTS = 24
 
 
@@ -44,7 +47,7 @@ class Paths:
     example: Sequence[tuple[str, bool]]
     assumed: Assumed = field(default_factory=Assumed)
     _runs: int = field(default=0, init=False)
-    _nodes: int = field(default=0, init=False)
+    _attempts: int = field(default=0, init=False)
     _asked: Counter[str] = field(default_factory=Counter, init=False)
 
     def export_all(self) -> tuple[ExportedProgram, list[str], list[Decision]]:
@@ -52,16 +55,17 @@ class Paths:
 
         Raises CaptureError naming the line where the budget of runs is exceeded, or where two sides do not fit.
         """
-        banned: Banned = {}
-        for _ in range(_ATTEMPTS):
-            self._runs = self._nodes = 0
+        banned, several = Banned(), True
+        while True:
             try:
-                line = Explorer(self._run, self.example, banned, self.assumed).explore()
+                line = self._explored(banned, several)
                 exported, decisions = assemble(line)
+            except NotShared:
+                assert several
+                several = False
+                continue
             except Unstructured as asked:
-                if banned.get(asked.path, -1) >= asked.passing:
-                    break
-                banned[asked.path] = asked.passing
+                self._ban(asked, banned)
                 continue
             except TooMany as error:
                 raise _too_many(str(error)) from error
@@ -69,19 +73,39 @@ class Paths:
             decisions = [*decisions, *self._assumptions(line)]
             self.check_assumed(decisions)
             return exported, notes, decisions
-        raise _too_many("its sides go on in ways that no nesting of branches and loops describes")
 
-    def _run(self, choose: Choose, stops: Stops) -> Trace:
+    def _explored(self, banned: Banned, several: bool) -> Line:
+        """The runs of the model: ``several`` in one capture, where what they share is computed once, or one by one."""
+        capturing = partial(Capturing, known=self.known, export=self.export, limit=MOST_DECISIONS, several=several)
+        if several:
+            return capturing(self.make(), steer=lambda run: self._tree(run, banned)).capture()
+        return self._tree(
+            lambda choose, stops: capturing(self.make(), steer=lambda run: run(choose, stops)).capture(), banned
+        )
+
+    def _tree(self, run: MakeRun, banned: Banned) -> Line:
+        """The tree of runs that covers every side."""
+        while True:
+            self._runs = 0
+            self._asked.clear()
+            try:
+                return Explorer(partial(self._counted, run), self.example, banned, self.assumed).explore()
+            except Unstructured as asked:
+                self._ban(asked, banned)
+
+    def _ban(self, asked: Unstructured, banned: Banned) -> None:
+        self._attempts += 1
+        if self._attempts == _ATTEMPTS or banned.get(asked.path, -1) >= asked.passing:
+            raise _too_many("its sides go on in ways that no nesting of branches and loops describes")
+        banned[asked.path] = asked.passing
+
+    def _counted(self, run: MakeRun, choose: Choose, stops: Stops) -> Trace:
         self._runs += 1
         if self._runs > MOST_RUNS:
             site, _ = self._asked.most_common(1)[0]
             raise TooMany(f"more than {MOST_RUNS} ways through the model, most of them at {site}")
-        found = trace(self.make, self.known, self.export, choose, stops, MOST_DECISIONS)
-        assert found.exported is not None
-        self._nodes += len(found.exported.graph.nodes)
+        found = run(choose, stops)
         self._asked.update(f"{event.site}: {event.source}" for event in found.events)
-        if self._nodes > MOST_NODES:
-            raise TooMany(f"the ways through the model have more than {MOST_NODES} operators together")
         return found
 
     def _assumptions(self, line: Line) -> list[Decision]:

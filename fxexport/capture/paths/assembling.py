@@ -118,7 +118,7 @@ class _Border:
         whole, *_ = own.module_call_graph
         assert whole.signature is not None
         out_spec = pytree.tree_structure(tuple(arguments))
-        call = replace(whole.signature, outputs=whole.signature.outputs[: len(results)], out_spec=out_spec)
+        call = replace(whole.signature, outputs=list(arguments), out_spec=out_spec)
         return ExportedProgram(
             root=fx.GraphModule(self._target.holder, graph),
             graph=graph,
@@ -144,7 +144,7 @@ def _unknown_sizes(module: fx.GraphModule, mode: FakeTensorMode) -> dict[Any, An
 def _same_sizes(own: ExportedProgram, other: Run) -> None:
     """Adds the conditions on sizes that another run's code decided to those of ``own``; both then hold."""
     environment = _mode(own).shape_env
-    if environment is None:
+    if environment is None or other.exported is own:
         return
     names: dict[sympy.Symbol, Any] = {}
     for mine, theirs in zip(_inputs(own), _inputs(other.exported), strict=True):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fxexport.capture.paths.deciding import Choose, Stops
 from fxexport.capture.paths.states import State
-from fxexport.capture.paths.tracing import Choose, Stops, Trace
+from fxexport.capture.paths.tracing import Trace
 
 RETURN = 10**9
 """Number of the end of forward, as if it were an event after all others."""
@@ -101,7 +102,7 @@ class Explorer:
         self._usual = dict(example)
 
     def explore(self) -> Line:
-        """The line of the example, with all its sides."""
+        """The line of the example, with all its sides. Raises Unstructured where two sides join too early."""
         return self._line((), 0, 0, [])
 
     def _choose(self, prefix: tuple[bool, ...]) -> Choose:

@@ -117,6 +117,15 @@ class Joiner:
         asked = self._get(run, run.predicates[i], scope)
         low, there = run.markers[i] + 1, side.stop()
         results = self._results(run, i, stop, there)
+        if stop.join.number != RETURN and len(set(results)) < len(
+            results
+        ):  # variables that are one tensor: chosen once
+            first: dict[Pair, Key] = {}
+            for key, pair in zip(stop.values, results, strict=True):
+                first.setdefault(pair, key)
+            fewer = replace(stop, values={key: stop.values[key] for key in first.values()})
+            chosen = dict(zip(first, self._choose(run, i, side, fewer, scope), strict=True))
+            return [chosen[pair] for pair in results]
         suffix = common_suffix(
             run.after_sides(low, stop.position),
             side.after_sides(side.first, there.position),

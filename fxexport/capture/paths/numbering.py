@@ -20,9 +20,15 @@ class Numbering:
 
     def __init__(self) -> None:
         self._numbers: dict[Any, int] = {}
+        self._found: dict[int, tuple[ExportedProgram, dict[fx.Node, int]]] = {}
 
     def of(self, exported: ExportedProgram) -> dict[fx.Node, int]:
         """A number for every node of a graph."""
+        if id(exported) not in self._found:
+            self._found[id(exported)] = exported, self._of(exported)
+        return self._found[id(exported)][1]
+
+    def _of(self, exported: ExportedProgram) -> dict[fx.Node, int]:
         found: dict[fx.Node, int] = {}
         times: Counter[Any] = Counter()
         sources = placeholder_sources(exported)

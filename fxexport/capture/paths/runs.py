@@ -10,7 +10,7 @@ from torch import fx
 from fxexport.capture.paths.exploring import RETURN, Join, Line, Unstructured
 from fxexport.capture.paths.numbering import Numbering
 from fxexport.capture.paths.states import Key
-from fxexport.capture.paths.tracing import kept
+from fxexport.capture.paths.tracing import kept, nodes_of
 
 aten = torch.ops.aten
 
@@ -23,16 +23,17 @@ class Run:
         exported = line.trace.exported
         assert exported is not None
         self.exported, self.root = exported, exported.graph_module
-        self.order = list(exported.graph.nodes)
+        self.order = nodes_of(line.trace)
         self.position = {node: i for i, node in enumerate(self.order)}
-        self.results, copies, predicates = kept(line.trace)
+        results, copies, predicates = kept(line.trace)
+        self.results = [of_copy(node) for node in results]
         self.predicates = [of_copy(node) for node in predicates]
         asked = dict(zip(predicates, self.predicates, strict=True))  # a predicate is a copy, of which one more is kept
         self.states = [{key: asked.get(n := of_copy(node), n) for key, node in state.items()} for state in copies]
         self.markers = [self.position[node] for node in predicates]
-        self.copies = {node for state in copies for node in state.values()} | set(predicates)
+        self.copies = {node for state in copies for node in state.values()} | {*predicates, *results}
         self.numbers = numbering.of(exported)
-        self.by_number = {number: node for node, number in reversed(self.numbers.items())}
+        self.by_number = {self.numbers[node]: node for node in reversed(self.order) if node.op != "output"}
         self.sides = {i: Run(side, self, numbering) for i, side in line.sides.items() if side is not None}
 
     @property

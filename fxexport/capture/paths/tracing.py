@@ -1,57 +1,61 @@
-"""One run of the model through ``torch.export`` along given decisions: its graph, and the states in which it decided."""
+"""Runs of the model in a capture by ``torch.export``, along given decisions: what they return and where they decided."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import fx, nn
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.fx.experimental.symbolic_shapes import (
-    GuardOnDataDependentSymNode,
-    free_unbacked_symbols,
-    statically_known_true,
-    uninteresting_files,
-)
-from torch.overrides import TorchFunctionMode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, uninteresting_files
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from fxexport.capture.asked import number_kept, predicate, site_of
 from fxexport.capture.exporting import is_user_file
 from fxexport.capture.flat_model import FlatModel
+from fxexport.capture.paths.deciding import (
+    Choose,
+    Deciding,
+    Event,
+    OneRun,
+    Stop,
+    Stops,
+    copy_of,
+    sizes_asked,
+)
+from fxexport.capture.paths.python_state import PythonState
 from fxexport.capture.paths.states import Key, Observer, State
+from fxexport.capture.paths.tape import NotShared, Replaying, Restart, Tapes
 
 PREDICATE: Key = ("predicate",)
-
-
-@dataclass(frozen=True)
-class Event:
-    """A decision that a run came to: ``taken`` is None where the run ended there, in a state that was looked for."""
-
-    site: str
-    source: str
-    state: State
-    taken: bool | None
+_OWN_FILES = {str(path) for path in Path(__file__).parent.glob("*.py")}
+T = TypeVar("T")
 
 
 @dataclass
 class Trace:
     """What one run left. ``raised``: the error of the user's code that ended it.
 
-    ``results``: how many results forward gave; after them the graph returns the predicate of every decision, then the
-    live tensors of every event, in order.
+    ``results``, ``predicates`` and ``kept`` (the live tensors of every event) are copies: numbers of outputs of
+    ``exported``, the graph of all runs of one capture; ``alone`` where that is this one only.
     """
 
     taken: tuple[bool, ...]
     events: list[Event] = field(default_factory=list)
     end: State | None = None
     raised: str = ""
-    results: int = 0
+    results: list[int] = field(default_factory=list)
+    predicates: list[int] = field(default_factory=list)
+    kept: list[list[int]] = field(default_factory=list)
     exported: ExportedProgram | None = None
+    alone: bool = True
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -60,64 +64,147 @@ class Trace:
         return sum(event.taken is not None for event in self.events)
 
 
-class TooMany(BaseException):
-    """A run took more decisions than a run may."""
+MakeRun = Callable[[Choose, Stops], Trace]
 
 
-class _Stop(BaseException):
-    """Ends a run of the user's forward, whatever it catches."""
+@dataclass
+class Capturing(Generic[T]):
+    """One capture of a model in which it runs several times.
 
-
-Choose = Callable[[Sequence[tuple[str, bool]], str], bool]
-"""From the decisions so far, as site and side, and the present site: which side to take."""
-Stops = Callable[[State, int], bool]
-"""Whether a run ends in this state, before the decision of this number."""
-
-
-def trace(
-    make: Callable[[], FlatModel],
-    known: Callable[[FlatModel], AbstractContextManager[list[str]]],
-    export: Callable[[FlatModel], tuple[ExportedProgram, list[str]]],
-    choose: Choose,
-    stops: Stops,
-    limit: int,
-) -> Trace:
-    """The run that ``choose`` decides and ``stops`` ends; ``export`` gives its functional graph.
-
-    Raises CaptureError where torch.export does not get through, and TooMany after ``limit`` decisions.
+    ``known``: what is known of values during a run of a model; ``export``: the functional graph and notes of a model;
+    ``limit``: of decisions in a run; ``steer`` makes the runs, by what it is given. ``several``: whether it may make more
+    than one.
     """
-    flat, found = make(), Trace(())
-    with known(flat) as known_notes:
-        forward = flat.forward
 
-        def forward_deciding(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            found.events.clear()
-            run = _Deciding(Observer(flat.model, sys._getframe()), choose, stops, limit)
-            results: tuple[torch.Tensor, ...] = ()
+    flat: FlatModel
+    known: Callable[[FlatModel], AbstractContextManager[list[str]]]
+    export: Callable[[FlatModel], tuple[ExportedProgram, list[str]]]
+    limit: int
+    steer: Callable[[MakeRun], T]
+    several: bool = True
+
+    def capture(self) -> T:
+        """What ``steer`` gives; its traces have their graph.
+
+        Raises CaptureError where torch.export does not get through, TooMany after ``limit`` decisions in one run, and
+        NotShared where several runs cannot be made in one capture.
+        """
+        found: list[tuple[T, _Session]] = []
+        plain, deciding = self.flat.forward, Deciding(self.limit)
+
+        def forward_by_ways(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            session = _Session(self.flat.model, plain, tensors, deciding, self.several)
+            found[:] = [(self.steer(session.run), session)]
+            return tuple(session.outputs)
+
+        self.flat.__dict__["forward"] = forward_by_ways
+        with self.known(self.flat) as known_notes:
+            forward = self.flat.forward
+
+            def forward_deciding(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                with deciding, sizes_asked(self._asked_of_size(deciding)):
+                    return forward(*tensors)
+
+            self.flat.__dict__["forward"] = forward_deciding
+            with _looked_past():
+                exported, notes = self.export(self.flat)
+        result, session = found[0]
+        for trace in session.traces:
+            trace.exported, trace.notes = exported, [*notes, *known_notes]
+            trace.alone = len(session.traces) == 1
+        return result
+
+    def _asked_of_size(self, deciding: Deciding) -> Callable[[torch.Tensor, FrameType | None], bool]:
+        def decide(asked: torch.Tensor, frame: FrameType | None) -> bool:
+            if self.several:
+                raise NotShared
+            return deciding.decide(asked, frame)
+
+        return decide
+
+
+class _Session:
+    """The runs of a capture that is under way, and the tensors that it returns."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[..., tuple[torch.Tensor, ...]],
+        inputs: Sequence[torch.Tensor],
+        deciding: Deciding,
+        several: bool,
+    ) -> None:
+        self._model, self._forward, self._inputs, self._deciding = model, forward, inputs, deciding
+        self._state = PythonState(model) if several else None
+        self._tapes = Tapes()
+        self._numbers: dict[int, int] = {}
+        self.outputs: list[torch.Tensor] = []
+        self.traces: list[Trace] = []
+
+    def run(self, choose: Choose, stops: Stops) -> Trace:
+        """The run that ``choose`` decides and ``stops`` ends."""
+        most: int | None = None
+        while True:
+            if self._state is not None and self.traces:
+                self._state.restore()
             try:
-                with run, _module_stack_kept(), _sizes_asked(run):
-                    results = forward(*tensors)
-                found.end = run.observer.result(results)
-            except _Stop:
-                pass
-            except Exception as error:
-                if not run.events or not _raised_by_user(error):
-                    raise
-                found.raised = f"{type(error).__name__}: {error}".strip()
-            found.events, found.results = run.events, len(results)
-            return (*results, *run.predicates, *run.kept)
+                found = self._run(choose, stops, most)
+            except Restart as again:
+                most = again.calls
+                continue
+            self.traces.append(found)
+            return found
 
-        flat.__dict__["forward"] = forward_deciding
-        between = uninteresting_files()
-        between.add(__file__)
+    def _run(self, choose: Choose, stops: Stops, most: int | None) -> Trace:
+        found = Trace(())
+        run = OneRun(Observer(self._model, sys._getframe()), choose, stops, found.events, [], [])
+        self._deciding.run = run
+        results: tuple[torch.Tensor, ...] = ()
+        replaying = Replaying(
+            self._tapes, lambda asked: self._deciding.decide(asked, sys._getframe()), run.predicates, most
+        )
         try:
-            found.exported, found.notes = export(flat)
-        finally:
-            between.remove(__file__)
-            flat.__dict__["forward"] = forward
-    found.notes += known_notes
-    found.taken = tuple(event.taken for event in found.events if event.taken is not None)
-    return found
+            with _module_stack_kept(), replaying:
+                results = self._forward(*self._inputs)
+            found.end = run.observer.result(results)
+        except Stop:
+            pass
+        except Exception as error:
+            if not run.events or not _raised_by_user(error):
+                raise
+            found.raised = f"{type(error).__name__}: {error}".strip()
+        if self._state is not None and _has_unknown_sizes(self._inputs):
+            raise NotShared
+        found.results = [self._number(copy_of(tensor)) for tensor in results]  # a later run may write into them
+        found.predicates = [self._number(tensor) for tensor in run.predicates]
+        found.kept = [[self._number(tensor) for tensor in copies] for copies in run.copies]
+        found.taken = tuple(event.taken for event in found.events if event.taken is not None)
+        return found
+
+    def _number(self, tensor: torch.Tensor) -> int:
+        if id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = len(self.outputs)
+            self.outputs.append(tensor)
+        return self._numbers[id(tensor)]
+
+
+def _has_unknown_sizes(inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether the data decides some size of the capture: what is known of it is known to all runs alike."""
+    mode = detect_fake_mode(inputs)
+    sizes = mode.shape_env.var_to_range if mode is not None and mode.shape_env is not None else ()
+    return any(symbol_is_type(size, (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT)) for size in sizes)
+
+
+@contextmanager
+def _looked_past() -> Iterator[None]:
+    """Torch says which line of the user's code asked about a size, and not which one of these files."""
+    between = uninteresting_files()
+    added = _OWN_FILES - between
+    between |= added
+    try:
+        yield
+    finally:
+        between -= added
 
 
 @contextmanager
@@ -134,27 +221,6 @@ def _module_stack_kept() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _sizes_asked(run: _Deciding) -> Iterator[None]:
-    """While the block runs, ``if n > 3`` on a whole number that depends on data (``n = t.item()``) is a decision."""
-    original: Callable[[torch.SymBool], bool] = torch.SymBool.__bool__
-
-    def asked(self: torch.SymBool) -> bool:
-        frame = sys._getframe(1)
-        settled = statically_known_true(self) or statically_known_true(torch.sym_not(self))  # type: ignore[no-untyped-call]
-        unknown = free_unbacked_symbols(self) and not settled
-        if not unknown or not is_user_file(frame.f_code.co_filename):
-            return original(self)
-        number: Any = torch.sym_ite(self, 1, 0)  # type: ignore[no-untyped-call]
-        return run.decide(torch.scalar_tensor(number, dtype=torch.int64) != 0, frame)
-
-    torch.SymBool.__bool__ = asked  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.SymBool.__bool__ = original  # type: ignore[method-assign]
-
-
 def _raised_by_user(error: Exception) -> bool:
     """Whether a line of the user's code raised ``error`` itself, so that eager raises it too."""
     last = error.__traceback__
@@ -164,79 +230,26 @@ def _raised_by_user(error: Exception) -> bool:
     return last is not None and not named_by_torch and is_user_file(last.tb_frame.f_code.co_filename)
 
 
-class _Deciding(TorchFunctionMode):
-    """Answers what Python asks of tensors; keeps copies of the live tensors, which may be written to afterwards."""
-
-    def __init__(self, observer: Observer, choose: Choose, stops: Stops, limit: int) -> None:
-        super().__init__()
-        self.observer = observer
-        self.events: list[Event] = []
-        self.predicates: list[torch.Tensor] = []
-        self.kept: list[torch.Tensor] = []
-        self._copies: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._choose, self._stops, self._limit = choose, stops, limit
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        asked = predicate(func, args, kwargs)
-        if asked is not None and _constant(asked) is None:
-            return self.decide(asked, sys._getframe(1))
-        if func is torch.tensor and args and (made := _of_numbers(args[0], kwargs)) is not None:
-            return made
-        number = number_kept(func, args)
-        return func(*args, **kwargs) if number is None or _constant(number) is not None else number
-
-    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor as it is now; the same one until something writes into it. (Kept beside it, so that no other
-        tensor gets its id.)"""
-        key = id(tensor), tensor._version
-        if key not in self._copies:
-            self._copies[key] = tensor, tensor.clone()
-        return self._copies[key][1]
-
-    def decide(self, asked: torch.Tensor, frame: FrameType | None) -> bool:
-        """The side to take, after the state of this run was looked at; may end the run."""
-        site, source = site_of(frame)
-        asked = asked.clone()
-        state = self.observer.state(frame, {"predicate": asked})
-        self.predicates.append(asked)
-        self.kept += map(self._copy, state.tensors.values())
-        if self._stops(state, len(self.events)):
-            self.events.append(Event(site, source, state, None))
-            raise _Stop
-        if len(self.events) >= self._limit:
-            raise TooMany(f"more than {self._limit} decisions on the data, at {site}: {source}")
-        so_far = [(event.site, event.taken) for event in self.events if event.taken is not None]
-        taken = self._choose(so_far, site)
-        self.events.append(Event(site, source, state, taken))
-        return taken
-
-
-def _of_numbers(data: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """``torch.tensor([t.item(), 1.0])``, where a tensor stands for the number."""
-    given = list(data) if isinstance(data, list | tuple) else [data]
-    if not any(isinstance(value, torch.Tensor) for value in given) or isinstance(data, torch.Tensor):
-        return None
-    if not all(isinstance(value, torch.Tensor | int | float) for value in given):
-        return None
-    dtype = kwargs.get("dtype") or torch.get_default_dtype()
-    device = next(value.device for value in given if isinstance(value, torch.Tensor))
-    parts = [
-        v.to(dtype) if isinstance(v, torch.Tensor) else torch.full((), v, dtype=dtype, device=device) for v in given
-    ]
-    return torch.stack(parts).to(kwargs.get("device") or "cpu")
-
-
-def _constant(value: torch.Tensor) -> Any:
-    return getattr(value, "constant", None)
-
-
 def kept(found: Trace) -> tuple[list[Any], list[dict[Key, Any]], list[Any]]:
     """The nodes of a trace's graph that hold its results, the live tensors of every event, and the predicates."""
     assert found.exported is not None
     nodes: Any = list(found.exported.graph.output_node().args[0])
-    results, rest = nodes[: found.results], nodes[found.results :]
-    predicates, rest = rest[: len(found.events)], rest[len(found.events) :]
-    feed = iter(rest)
-    states: list[Mapping[Key, Any]] = [{key: next(feed) for key in event.state.tensors} for event in found.events]
-    return results, [dict(state) for state in states], predicates
+    pairs = zip(found.events, found.kept, strict=True)
+    states = [dict(zip(event.state.tensors, (nodes[i] for i in numbers), strict=True)) for event, numbers in pairs]
+    return [nodes[i] for i in found.results], states, [nodes[i] for i in found.predicates]
+
+
+def nodes_of(found: Trace) -> list[fx.Node]:
+    """The nodes of a trace's graph that compute what the trace left, in order."""
+    assert found.exported is not None
+    if found.alone:
+        return list(found.exported.graph.nodes)
+    results, states, predicates = kept(found)
+    wanted: set[fx.Node] = set()
+    todo = [*results, *predicates, *(node for state in states for node in state.values())]
+    while todo:
+        node = todo.pop()
+        if node not in wanted:
+            wanted.add(node)
+            todo += node.all_input_nodes
+    return [node for node in found.exported.graph.nodes if node in wanted or node.op == "placeholder"]
