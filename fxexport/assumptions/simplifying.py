@@ -77,9 +77,12 @@ class Simplifier:
         return found
 
     def _size(self, node: fx.Node) -> str | None:
+        size = node.meta["val"]
+        if not isinstance(size, torch.SymInt):
+            return None
         try:
-            new = self.writer.size(node.meta["val"].node.expr)
-        except (Unwritten, AttributeError):  # an axis that no other input has; a size that is a number
+            new = self.writer.size(size.node.expr)
+        except Unwritten:  # an axis that no other input has
             return None
         node.replace_all_uses_with(new)
         return f"{_named(node)} -> {new.name}"
